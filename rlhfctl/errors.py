@@ -1,0 +1,51 @@
+"""Exceptions that end a command with a documented exit code and one sentence (see cli/exit_codes.py).
+
+Anything else that escapes is a bug: exit 1, and the traceback goes to the log.
+"""
+
+
+class RlhfctlError(Exception):
+    """Base: `message` is one sentence that says what, where and what to do; `exit_code` is the contract's."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class RunFailed(RlhfctlError):
+    """The run started and could not go on."""
+
+    exit_code = 1
+
+
+class UsageError(RlhfctlError):
+    """The command line or the recipe is wrong."""
+
+    exit_code = 2
+
+
+class TemplateMismatch(RlhfctlError):
+    exit_code = 3
+
+
+class Unable(RlhfctlError):
+    """This machine cannot run it: missing extra, no device, port in use, too little memory or disk."""
+
+    exit_code = 4
+
+
+class Refused(RlhfctlError):
+    """A preflight check refused: data, loss mask, reward, weights, shapes."""
+
+    exit_code = 5
+
+
+class Interrupted(RlhfctlError):
+    """A signal asked the run to stop; a checkpoint was kept."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.exit_code = 128 + signum

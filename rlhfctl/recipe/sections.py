@@ -1,0 +1,251 @@
+"""The sections of a recipe: what every key is called, what it may hold, and its default.
+
+Imports pydantic only. A field's description is the text that `rlhfctl recipes schema` and the completions show.
+Every key here is acted on: a key whose feature is not built is not in this file.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, and values are checked on assignment too."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+
+class Lora(Section):
+    rank: Positive = Field(16, description="rank of the update matrices")
+    alpha: float = Field(32.0, gt=0, description="scale: the update is multiplied by alpha / rank")
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="module names that get an adapter"
+    )
+    merge_final: bool = Field(True, description="final/ holds merged weights; false: the adapter alone")
+
+
+class Policy(Section):
+    path: str | None = Field(None, description="model directory or hub id to start from")
+    from_config: str | None = Field(
+        None, description="directory with config.json: random initialisation instead of path"
+    )
+    tokenizer: str | None = Field(None, description="tokenizer directory; default: the model's own")
+    chat_template: str | None = Field(
+        None, description="a .jinja file that replaces the tokenizer's chat template"
+    )
+    template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="extra variables for the chat template, e.g. enable_thinking"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="auto: float32 on CPU, bfloat16 on GPU; bfloat16 trains with float32 master weights",
+    )
+    lora: Lora | None = Field(None, description="train a low-rank adapter instead of all weights")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, a third more work"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run python code shipped with the model; named in the preflight report"
+    )
+
+    @model_validator(mode="after")
+    def one_origin(self) -> "Policy":
+        if (self.path is None) == (self.from_config is None):
+            raise ValueError("give either policy.path or policy.from_config")
+        if self.from_config is not None and self.tokenizer is None:
+            raise ValueError("policy.from_config needs policy.tokenizer")
+        return self
+
+
+class ValueModel(Section):
+    init: str = Field(
+        "policy", description="policy | reward_model (the first `kind: model` source) | a checkpoint directory"
+    )
+    shared_trunk: bool = Field(
+        False, description="one linear head on the policy's own hidden states instead of a second model"
+    )
+    head: Literal["auto", "zero", "normal"] = Field(
+        "auto", description="auto: the checkpoint's head where it has one, else zero"
+    )
+    lr: float | None = Field(None, gt=0, description="learning rate of the value model; default: optim.lr")
+
+
+class RewardSource(Section):
+    weight: float = Field(1.0, description="this source's factor in the summed reward")
+
+
+class VerifierSource(RewardSource):
+    kind: Literal["verifier"]
+    name: Literal["chain_answer", "math_answer"] = Field(description="which rule checks the answer")
+    right: float = Field(1.0, description="reward of a right answer")
+    wrong: float = Field(0.0, description="reward of an answer that parses but is wrong")
+    unparsable: float = Field(0.0, description="reward where no answer can be extracted")
+
+
+class PythonSource(RewardSource):
+    kind: Literal["python"]
+    path: str = Field(description="file with the reward function, relative to the recipe")
+    function: str = Field("score", description="name of the function in that file")
+    timeout: float = Field(60.0, gt=0, description="seconds for one batch of samples")
+
+
+class ModelSource(RewardSource):
+    kind: Literal["model"]
+    path: str = Field(description="reward model directory: backbone plus linear head")
+    template: Literal["own"] = Field("own", description="scored through the reward model's own chat template")
+    template_kwargs: dict[str, Any] = Field(default_factory=dict, description="variables for its template")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+AnySource = Annotated[VerifierSource | PythonSource | ModelSource, Field(discriminator="kind")]
+
+
+class Shaping(Section):
+    clip: tuple[float, float] | None = Field(None, description="[low, high] bounds of the raw summed reward")
+    truncated: Literal["keep", "replace", "drop"] = Field(
+        "keep", description="samples cut by max_new_tokens: keep the reward, replace it, or drop the sample"
+    )
+    truncated_reward: float = Field(0.0, description="the reward that `truncated: replace` gives")
+    overlong_buffer: NonNegative = Field(
+        0, description="DAPO soft length penalty over the last tokens before max_new_tokens; 0: off"
+    )
+    overlong_factor: float = Field(1.0, ge=0, description="size of the full overlong penalty")
+
+
+class Reward(Section):
+    sources: list[AnySource] = Field(min_length=1, description="one or more sources, summed with weights")
+    granularity: Literal["sequence"] = Field("sequence", description="where rewards are given")
+    shaping: Shaping = Field(default_factory=lambda: Shaping())  # type: ignore[call-arg]
+    max_failures: NonNegative = Field(0, description="rows whose reward may fail before the run stops")
+
+
+class Rollout(Section):
+    engine: Literal["hf"] = Field("hf", description="what generates the responses")
+    n: Positive = Field(1, description="samples per prompt")
+    max_new_tokens: Positive = Field(256, description="longest response, stop token included")
+    max_prompt_length: Positive | None = Field(
+        None, description="longer prompts are left out of training, and counted"
+    )
+    temperature: float = Field(1.0, gt=0, description="logits are divided by this before sampling")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="nucleus sampling; below 1 the sampler's distribution is not the trainer's"
+    )
+    max_batch_tokens: Positive = Field(
+        32768, description="cache budget of one generation batch: rows x (prompt + max_new_tokens)"
+    )
+
+
+class Algorithm(Section):
+    advantage: Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce", "reinforce_baseline"] = Field(
+        "gae", description="advantage estimator"
+    )
+    ppo_epochs: Positive = Field(1, description="passes over each batch of rollouts")
+    minibatches: Positive = Field(1, description="optimizer steps per pass")
+    clip_epsilon: float = Field(0.2, gt=0, lt=1, description="ratio clip, lower side (and upper by default)")
+    clip_epsilon_high: float | None = Field(None, gt=0, description="ratio clip, upper side")
+    dual_clip: float | None = Field(None, gt=1, description="bound c of the dual clip for negative advantages")
+    value_clip: float | None = Field(0.2, gt=0, description="value clip; null: off")
+    value_coef: float = Field(1.0, ge=0, description="factor of the value loss with a shared trunk")
+    kl_coef: float = Field(0.05, ge=0, description="strength of the KL penalty to the reference; 0: no reference")
+    kl_estimator: Literal["k1", "k2", "k3"] | None = Field(
+        None, description="default: k1 in the reward, k3 in the loss"
+    )
+    kl_in: Literal["reward", "loss"] = Field("reward", description="where the KL penalty goes")
+    kl_limit: float | None = Field(None, gt=0, description="stop the run when kl/reference passes this")
+    gamma: Fraction = Field(1.0, description="discount")
+    gae_lambda: Fraction = Field(0.95, description="GAE lambda")
+    whiten_advantages: bool | None = Field(
+        None, description="zero mean, unit variance over the global batch; default: for gae and reinforce"
+    )
+    group_std_eps: float = Field(1e-4, gt=0, description="added to the group's standard deviation (grpo)")
+    loss_mean: Literal["token", "sequence", "constant"] = Field(
+        "token", description="over all tokens, per sample first, or divided by batch x max_new_tokens"
+    )
+    importance_correction: Literal["none", "tis"] = Field(
+        "none", description="tis: weight tokens by min(trainer / sampler probability, importance_cap)"
+    )
+    importance_cap: float = Field(2.0, gt=0, description="cap of truncated importance sampling")
+    old_logprobs: Literal["auto", "sampler", "recompute"] = Field(
+        "auto", description="where old log-probabilities come from; auto: the sampler's where it is exact"
+    )
+
+
+class DataSource(Section):
+    path: str = Field(description="file (.json .jsonl .jsonl.gz .parquet) or hub id")
+    format: Literal[
+        "auto", "messages", "sharegpt", "alpaca", "prompt_response", "hh_transcript", "qa"
+    ] = Field("auto", description="row format; auto: detected from the columns")
+    split: str = Field("train", description="split of a hub data set")
+    limit: Positive | None = Field(None, description="use only the first N rows")
+    weight: float = Field(1.0, gt=0, description="sampling weight: expected passes over this source per epoch")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="rename columns before the format is applied, theirs: ours"
+    )
+    system: str | None = Field(None, description="system message put before rows that have none")
+
+
+class Data(Section):
+    train: list[DataSource] = Field(min_length=1)
+    eval: list[DataSource] = Field(default_factory=list)
+    max_length: Positive = Field(1024, description="longest training sequence in tokens; longer rows are dropped, and counted")
+    max_bad_rows: NonNegative = Field(0, description="malformed rows that may be skipped")
+    train_on: Literal["all_assistant", "last_assistant"] = Field(
+        "all_assistant", description="which assistant turns carry loss (sft)"
+    )
+    shuffle: bool = True
+
+
+class Optim(Section):
+    lr: float = Field(1e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(1.0, gt=0, description="gradient norm clip over the global batch; null: off")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="after warm-up, down to min_lr_ratio")
+    warmup_ratio: Fraction = Field(0.03, description="share of all optimizer steps spent warming up")
+    min_lr_ratio: Fraction = 0.0
+
+
+class Train(Section):
+    steps: Positive | None = Field(None, description="optimizer steps (sft), rollout steps (ppo)")
+    epochs: Positive | None = Field(None, description="passes over the data instead of steps")
+    batch_size: Positive = Field(64, description="samples per step over all ranks; with n > 1: samples, not prompts")
+    tokens_per_microbatch: Positive = Field(8192, description="token budget of one packed forward pass on one rank")
+    eval_every: NonNegative = Field(0, description="steps between evaluations; 0: at the end only")
+    eval_samples: Positive | None = Field(None, description="evaluate on the first N rows")
+    save_every: NonNegative = Field(0, description="steps between checkpoints; 0: at the end only")
+    keep_checkpoints: Positive = Field(2, description="newest checkpoints kept")
+    log_every: Positive = 1
+    samples_every: NonNegative = Field(0, description="steps between records in samples.jsonl; 0: off")
+    samples_per_step: Positive = 8
+
+    @model_validator(mode="after")
+    def one_length(self) -> "Train":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either train.steps or train.epochs")
+        return self
+
+
+class Template(Section):
+    on_mismatch: Literal["error", "warn"] = Field("error", description="what a template finding of error level does")
+    bridge: bool = Field(True, description="re-render messages through the reward model's own template")
+    fold_system: bool = Field(False, description="fold the system message into the first user turn where the reward model has no system role")
+    merge_roles: bool = Field(False, description="merge consecutive turns of one role where the reward model wants alternation")
+    allow: list[str] = Field(default_factory=list, description="finding ids that may pass, e.g. [T012]")
+
+
+class Launch(Section):
+    launcher: Literal["auto", "inline", "torchrun"] = Field(
+        "auto", description="inline: this process; torchrun: one process per device"
+    )
+    nproc_per_node: Literal["auto"] | Positive = "auto"
+    nnodes: Positive = 1
+    node_rank: NonNegative | None = Field(None, description="static rendezvous only; c10d assigns ranks itself")
+    rdzv_endpoint: str | None = Field(None, description="host:port of node 0, needed for nnodes > 1")
+    max_restarts: NonNegative = Field(0, description="restarts from the newest checkpoint after a worker died")
+    threads: Literal["auto"] | Positive = Field("auto", description="CPU threads per process; auto: cores / processes")
+    timeout: float = Field(1800.0, gt=0, description="seconds a rank waits for the others before the run fails")

@@ -1,0 +1,69 @@
+"""One schema per task: which sections a recipe of that task has, and what must agree between them."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rlhfctl.recipe.sections import (
+    Algorithm,
+    Data,
+    Launch,
+    NonNegative,
+    Optim,
+    Policy,
+    Reward,
+    Rollout,
+    Section,
+    Template,
+    Train,
+    ValueModel,
+)
+
+GROUP_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_baseline")
+
+
+class Recipe(Section):
+    """What sft and ppo share."""
+
+    name: str = Field(description="name of the run: runs/NAME/DATE is its default directory", pattern=r"^[\w.-]+$")
+    seed: NonNegative = Field(17, description="the one source of randomness")
+    policy: Policy
+    data: Data
+    optim: Optim = Field(default_factory=lambda: Optim())  # type: ignore[call-arg]
+    train: Train
+    template: Template = Field(default_factory=lambda: Template())  # type: ignore[call-arg]
+    launch: Launch = Field(default_factory=lambda: Launch())  # type: ignore[call-arg]
+
+
+class SftRecipe(Recipe):
+    task: Literal["sft"]
+    reward: Reward | None = Field(None, description="evaluation only: greedy answers to data.eval are scored by it")
+    rollout: Rollout | None = Field(None, description="evaluation only: how those answers are generated")
+
+
+class PpoRecipe(Recipe):
+    task: Literal["ppo"]
+    reference: str | None = Field(None, description="reference model directory; default: the policy as it starts")
+    value_model: ValueModel | None = Field(None, description="default with advantage gae: a copy of the policy")
+    reward: Reward
+    rollout: Rollout = Field(default_factory=lambda: Rollout())  # type: ignore[call-arg]
+    algorithm: Algorithm = Field(default_factory=lambda: Algorithm())  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def sections_agree(self) -> Self:
+        n, batch, advantage = self.rollout.n, self.train.batch_size, self.algorithm.advantage
+        if batch % n:
+            raise ValueError(f"rollout.n ({n}) must divide train.batch_size ({batch})")
+        if batch % self.algorithm.minibatches:
+            raise ValueError(
+                f"algorithm.minibatches ({self.algorithm.minibatches}) must divide train.batch_size ({batch})"
+            )
+        if advantage in GROUP_ESTIMATORS and n < 2:
+            raise ValueError(f"algorithm.advantage {advantage} compares samples of one prompt: rollout.n must be 2 or more")
+        if advantage != "gae" and self.value_model is not None:
+            raise ValueError(f"algorithm.advantage {advantage} uses no value model: remove value_model")
+        return self
+
+
+TASKS: dict[str, type[SftRecipe] | type[PpoRecipe]] = {"sft": SftRecipe, "ppo": PpoRecipe}
+AnyRecipe = SftRecipe | PpoRecipe
