@@ -1,0 +1,89 @@
+"""`format: auto`: which adapter a file's columns ask for.
+
+Only layouts whose meaning is plain are taken. Rows that also carry a judgement (a preference, a reward, step
+labels) are refused with the line that takes them on purpose: training on the rejected half of them would look
+like any other run.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from rlhfctl.data.adapters import HH_COLUMNS, MESSAGES_COLUMNS, QA_COLUMNS, RESPONSE_COLUMNS
+from rlhfctl.errors import Refused
+
+Row = dict[str, Any]
+
+
+def detect_format(row: Row, path: str) -> str:
+    """The format of a file by its first row, after `columns` has renamed. Raises Refused with what to set."""
+    if refusal := _judged_rows(row):
+        raise Refused(f"{path}: {refusal}")
+    for format, matches in DETECTORS.items():
+        if matches(row):
+            return format
+    raise Refused(
+        f"{path}: no format fits the columns {', '.join(row) or '(none)'}; set data.*.format to one of "
+        f"{', '.join(DETECTORS)}, and rename columns with data.*.columns: {{theirs: ours}}"
+    )
+
+
+def _judged_rows(row: Row) -> str | None:
+    if "completions" in row and "labels" in row:
+        return "these are step-labelled rows (prompt, completions, labels), which sft and ppo do not train on"
+    if "chosen" in row and "rejected" in row and not _is_transcript(row["chosen"]):
+        return (
+            "these are preference pairs (chosen, rejected); to train on the chosen answers set "
+            "format: prompt_response and columns: {chosen: response}"
+        )
+    if "reward" in row and "prompt" in row and ("response" in row or "steps" in row):
+        return (
+            "these are scored trajectories (prompt, response, reward), right and wrong ones alike; to train on "
+            "all of them set format: prompt_response"
+        )
+    if isinstance(row.get("label"), bool) and _turn_key(row, "role"):
+        return (
+            "these rows are marked good or bad (label is true or false); to train on all of them set "
+            "format: messages"
+        )
+    return None
+
+
+def _turn_key(row: Row, key: str) -> bool:
+    for column in MESSAGES_COLUMNS:
+        turns = row.get(column)
+        if isinstance(turns, list) and turns and isinstance(turns[0], dict) and key in turns[0]:
+            return True
+    return False
+
+
+def _is_transcript(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip("\n").startswith("Human:")
+
+
+def _is_qa(row: Row) -> bool:
+    return any(
+        isinstance(row.get(question), str) and any(answer in row for answer in answers)
+        for question, (answers, _) in QA_COLUMNS.items()
+    )
+
+
+def _is_prompt_response(row: Row) -> bool:
+    """A prompt alone is enough for RL, unless the row has columns that might be its answer."""
+    if not isinstance(row.get("prompt"), (str, list)):
+        return False
+    return any(column in row for column in RESPONSE_COLUMNS) or set(row) <= {
+        "prompt",
+        "id",
+        "system",
+        "label",
+    }
+
+
+DETECTORS: dict[str, Callable[[Row], bool]] = {
+    "messages": lambda row: _turn_key(row, "role"),
+    "sharegpt": lambda row: _turn_key(row, "from"),
+    "hh_transcript": lambda row: any(_is_transcript(row.get(column)) for column in HH_COLUMNS),
+    "alpaca": lambda row: "instruction" in row and "output" in row,
+    "prompt_response": _is_prompt_response,
+    "qa": _is_qa,
+}
