@@ -1,0 +1,65 @@
+# make quickstart   install, then the whole main job on the CPU with a tiny model (minutes)
+# make test         install, then the tests but the heavy ones;  make test-heavy: those
+# make lint         ruff and mypy;  make bench: the benchmarks as JSON lines;  make install: .venv alone
+#
+# PYTHON=python3.12 picks the interpreter, VENV=DIR the environment, TORCH='torch==2.13.0 --index-url URL' the torch build.
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+.PHONY: help quickstart install test test-heavy lint format bench wheel clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+quickstart: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/quickstart/run.sh
+
+install: $(INSTALLED)
+
+test: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest
+
+test-heavy: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -m heavy
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED_DEV)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(INSTALLED)
+	@$(BIN)/python -m benchmarks
+
+wheel: $(INSTALLED)
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .quickstart
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "rlhfctl needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m pip --python $(BIN)/python install --quiet pip
+
+# The stamps are written last: an interrupted installation starts again, a finished one is not repeated.
+$(INSTALLED): requirements/cpu.txt pyproject.toml | $(VENV)/bin/python
+	@echo "installing torch and requirements/cpu.txt into $(VENV) (about 1.5 GB, minutes)" >&2
+	$(PIP) $(TORCH)
+	$(PIP) --no-deps -r requirements/cpu.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(INSTALLED_DEV): requirements/dev.txt $(INSTALLED)
+	$(PIP) --no-deps -r requirements/dev.txt
+	@touch $@
