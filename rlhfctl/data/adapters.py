@@ -1,8 +1,8 @@
 """One adapter per row format: a row as read becomes a Sample, or raises BadRow with the reason.
 
 Each adapter takes the columns it knows out of the row; everything that is left is the sample's metadata,
-untouched. `id` is the row's own (id, item_id or unique_id) or a hash of its content; `label` is the row's `label`
-column, for `qa` the reference answer.
+untouched. `id` is the row's own (id, item_id or unique_id) or a hash of its content; `label` is the row's
+`label` column, for `qa` the reference answer.
 """
 
 from collections.abc import Callable

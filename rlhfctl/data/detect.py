@@ -37,8 +37,8 @@ def _judged_rows(row: Row) -> str | None:
         )
     if "reward" in row and "prompt" in row and ("response" in row or "steps" in row):
         return (
-            "these are scored trajectories (prompt, response, reward), right and wrong ones alike; to train on "
-            "all of them set format: prompt_response"
+            "these are scored trajectories (prompt, response, reward), right and wrong ones alike; to train "
+            "on all of them set format: prompt_response"
         )
     if isinstance(row.get("label"), bool) and _turn_key(row, "role"):
         return (

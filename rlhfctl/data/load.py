@@ -20,8 +20,8 @@ SHOWN = 5  # bad rows that a refusal names
 class SourceReport:
     """What became of one source: samples[start:stop] of the loaded list are its rows.
 
-    bad_rows: (row number, reason). duplicate_ids: ids of rows that another row, of this or of an earlier source,
-    has already used.
+    bad_rows: (row number, reason). duplicate_ids: ids of rows that another row, of this source or of an earlier
+    one, has already used.
     """
 
     path: str
@@ -47,8 +47,8 @@ class Loaded:
 def load_samples(sources: list[DataSource], max_bad_rows: int = 0) -> Loaded:
     """All rows of all sources, in file order, ids unique (a repeated id gets `#2`, `#3`, ...).
 
-    Raises Refused where a file is missing, empty or of no known format, where more than `max_bad_rows` rows of
-    all sources together cannot be used, or where none can.
+    Raises Refused where a file is missing, empty or of no known format, where more than `max_bad_rows` rows
+    of all sources together cannot be used, or where none can.
     """
     samples: list[Sample] = []
     reports: list[SourceReport] = []

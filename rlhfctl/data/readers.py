@@ -1,8 +1,8 @@
 """One reader per on-disk form: a path becomes (row number, row) pairs.
 
 Row numbers are 1-based and are what a user sees in an editor: the line of a .jsonl file, the element of a
-.json list, the row of a table. A line that is no JSON object comes out as a BadRow in its place, so that it is
-counted; a file that cannot be read at all raises Refused.
+.json list, the row of a table. A line that is no JSON object comes out as a BadRow in its place, so that it
+is counted; a file that cannot be read at all raises Refused.
 """
 
 import gzip
@@ -121,7 +121,7 @@ def _hub(name: str, split: str) -> Iterator[NumberedRow]:
         import datasets
     except ImportError:
         raise Unable(
-            f"{name} is no file here, and loading it from the hub needs datasets: pip install 'rlhfctl[train]'"
+            f"{name} is no file here, and to load it from the hub: pip install 'rlhfctl[train]'"
         ) from None
     try:
         table = datasets.load_dataset(name, split=split)

@@ -1,0 +1,103 @@
+"""Samples -> token ids and loss masks, and an account of what was left out and why."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from jinja2 import TemplateError
+
+from rlhfctl.data.samples import Sample
+from rlhfctl.templates.encode import ChatEncoder
+
+TOO_LONG = "too long"
+NOTHING_TRAINED = "no trained token"
+NO_PROMPT = "no prompt"
+TEMPLATE = "refused by the chat template"
+
+SHOWN = 5  # examples kept for each reason
+
+
+@dataclass(slots=True)
+class SftRow:
+    """ids and mask have one length; mask is 1 where the token carries loss (the stop token included)."""
+
+    id: str
+    ids: list[int]
+    mask: list[int]
+
+
+@dataclass(slots=True)
+class PromptRow:
+    """ids end where the policy starts to write."""
+
+    sample: Sample
+    ids: list[int]
+
+
+@dataclass(slots=True)
+class DropReport:
+    """Rows left out, counted by reason, with the first few of each as "file:row: detail"."""
+
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, reason: str, sample: Sample, detail: str) -> None:
+        self.dropped[reason] += 1
+        shown = self.examples.setdefault(reason, [])
+        if len(shown) < SHOWN:
+            shown.append(f"{sample.origin or sample.id}: {detail}")
+
+    def sentence(self) -> str:
+        """For the run's log: "kept 1980 of 2000 rows; 20 too long (data.jsonl:7: 1100 tokens, ...)"."""
+        total = self.kept + sum(self.dropped.values())
+        parts = [f"kept {self.kept} of {total} rows"]
+        parts += [f"{n} {reason} ({', '.join(self.examples[reason])})" for reason, n in self.dropped.items()]
+        return "; ".join(parts)
+
+
+def encode_sft(
+    samples: list[Sample], encoder: ChatEncoder, max_length: int, train_on: str = "all_assistant"
+) -> tuple[list[SftRow], DropReport]:
+    """Whole conversations. Rows of more than `max_length` tokens are dropped: cutting one would train an answer
+    without its end, or without its stop token."""
+    rows: list[SftRow] = []
+    report = DropReport()
+    for sample in samples:
+        try:
+            ids, mask = encoder.encode_conversation(sample.conversation(), train_on)
+        except TemplateError as error:
+            report.drop(TEMPLATE, sample, str(error))
+            continue
+        if len(ids) > max_length:
+            report.drop(TOO_LONG, sample, f"{len(ids)} tokens")
+        elif not any(mask):
+            report.drop(NOTHING_TRAINED, sample, "no assistant turn")
+        else:
+            rows.append(SftRow(sample.id, ids, mask))
+    report.kept = len(rows)
+    return rows, report
+
+
+def encode_prompts(
+    samples: list[Sample], encoder: ChatEncoder, max_prompt_length: int | None
+) -> tuple[list[PromptRow], DropReport]:
+    """What the policy answers: the messages without the trailing assistant turns, with the generation prompt.
+    Prompts of more than `max_prompt_length` tokens are dropped; None: no limit."""
+    rows: list[PromptRow] = []
+    report = DropReport()
+    for sample in samples:
+        prompt = sample.prompt()
+        if not prompt:
+            report.drop(NO_PROMPT, sample, "only assistant turns")
+            continue
+        try:
+            ids = encoder.encode_prompt(prompt)
+        except TemplateError as error:
+            report.drop(TEMPLATE, sample, str(error))
+            continue
+        if max_prompt_length is not None and len(ids) > max_prompt_length:
+            report.drop(TOO_LONG, sample, f"{len(ids)} tokens")
+        else:
+            rows.append(PromptRow(sample, ids))
+    report.kept = len(rows)
+    return rows, report
