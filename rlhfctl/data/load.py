@@ -70,7 +70,7 @@ def _load_source(source: DataSource, samples: list[Sample], seen: dict[str, int]
         raise Refused(f"{source.path} is empty: it holds no rows")
     _check_columns(source, numbered)
     rows = [(number, _renamed(row, source.columns)) for number, row in numbered]
-    format = source.format
+    format: str = source.format
     if format == "auto":
         first = next((row for _, row in rows if isinstance(row, dict)), None)
         format = "unknown" if first is None else detect_format(first, source.path)

@@ -1,0 +1,202 @@
+"""The quickstart task: chains of arithmetic modulo 10, learned from a flawed annotator.
+
+A prompt is `3+8*2-9+5?`, evaluated from left to right modulo 10; the response spells out each step and the result:
+
+    3+8=1
+    1*2=2
+    2-9=3
+    3+5=8
+    #8
+
+The annotator whose chains make the SFT data has a blind spot: for a fixed random share P_HARD of the 300 facts
+(a, op, b) it writes the right digit only with probability Q_HARD and otherwise one fixed wrong digit; on the other
+facts it slips with probability SLIP. It goes on from what it wrote. So SFT learns systematic errors, its greedy
+answers are worse than its samples, and more demonstrations do not help: a reward does.
+
+`python -m rlhfctl.quickstart.chains OUT --seed 0` writes OUT/model (configuration and tokenizer of a 163k-parameter
+Llama, no weights: the SFT recipe starts from random ones) and OUT/data/{sft,prompts,eval}.jsonl. Standard library
+and tokenizers only, and a function of the seed alone.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+N_OPS = 4
+OPS = "+-*"
+P_HARD = 0.4
+Q_HARD = 0.2
+SLIP = 0.03
+
+SFT_ROWS = 20_000
+RL_PROMPTS = 2_000
+EVAL_PROMPTS = 1_000
+
+PAD, EOS = "<pad>", "<eos>"
+VOCABULARY = [*"0123456789", "+", "-", "*", "=", "\n", "#", "?", PAD, EOS]
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+Fact = tuple[int, str, int]
+
+
+def apply(a: int, op: str, b: int) -> int:
+    return {"+": a + b, "-": a - b, "*": a * b}[op] % 10
+
+
+def draw_prompts(count: int, rng: random.Random) -> list[str]:
+    """`count` different prompts, without the question mark: a digit, then N_OPS times an operator and a digit."""
+    prompts: dict[str, None] = {}
+    while len(prompts) < count:
+        text = str(rng.randrange(10))
+        for _ in range(N_OPS):
+            text += OPS[rng.randrange(len(OPS))] + str(rng.randrange(10))
+        prompts[text] = None
+    return list(prompts)
+
+
+def draw_hard_facts(rng: random.Random) -> dict[Fact, int]:
+    """The annotator's blind spot: fact -> the wrong digit it writes there."""
+    facts = [(a, op, b) for a in range(10) for op in OPS for b in range(10)]
+    hard = rng.sample(facts, round(P_HARD * len(facts)))
+    return {fact: (apply(*fact) + 1 + rng.randrange(9)) % 10 for fact in hard}
+
+
+def chain(prompt: str, hard: dict[Fact, int] | None = None, rng: random.Random | None = None) -> str:
+    """The response to a prompt: a right one, or with `hard` and `rng` the annotator's."""
+    value, lines = int(prompt[0]), []
+    for op, digit in zip(prompt[1::2], prompt[2::2], strict=True):
+        fact = (value, op, int(digit))
+        right = apply(*fact)
+        written = right if hard is None or rng is None else _annotate(fact, right, hard, rng)
+        lines.append(f"{value}{op}{digit}={written}")
+        value = written
+    return "\n".join([*lines, f"#{value}"])
+
+
+def _annotate(fact: Fact, right: int, hard: dict[Fact, int], rng: random.Random) -> int:
+    if fact in hard:
+        return right if rng.random() < Q_HARD else hard[fact]
+    return right if rng.random() >= SLIP else (right + 1 + rng.randrange(9)) % 10
+
+
+def make_rows(seed: int) -> dict[str, list[dict[str, str]]]:
+    """Rows of the three files. No prompt is in two of them."""
+    rng = random.Random(f"mod-10 chains {seed}")
+    hard = draw_hard_facts(rng)
+    prompts = draw_prompts(SFT_ROWS + RL_PROMPTS + EVAL_PROMPTS, rng)
+    sft, rl, evaluation = prompts[:SFT_ROWS], prompts[SFT_ROWS:-EVAL_PROMPTS], prompts[-EVAL_PROMPTS:]
+    return {
+        "sft": [
+            {"id": f"sft-{i}", "prompt": f"{prompt}?", "response": chain(prompt, hard, rng)}
+            for i, prompt in enumerate(sft)
+        ],
+        "prompts": [_question(f"rl-{i}", prompt) for i, prompt in enumerate(rl)],
+        # The worked solution makes the evaluation loss that of right chains.
+        "eval": [
+            {**_question(f"eval-{i}", prompt), "solution": chain(prompt)}
+            for i, prompt in enumerate(evaluation)
+        ],
+    }
+
+
+def _question(id: str, prompt: str) -> dict[str, str]:
+    return {"id": id, "question": f"{prompt}?", "answer": chain(prompt)[-1]}
+
+
+def make_tokenizer() -> Any:
+    """One token a character. A character outside the vocabulary raises: it cannot be dropped in silence."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(PAD, special=True), AddedToken(EOS, special=True)])
+    return tokenizer
+
+
+def write_model(directory: Path) -> None:
+    """config.json and tokenizer files in Hugging Face layout."""
+    directory.mkdir(parents=True, exist_ok=True)
+    pad, eos = VOCABULARY.index(PAD), VOCABULARY.index(EOS)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+        "bos_token_id": None,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+        "torch_dtype": "float32",
+    }
+    special = {"eos_token": EOS, "pad_token": PAD}
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+        "model_max_length": 64,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    _write_json(directory / "config.json", config)
+    _write_json(directory / "generation_config.json", {"eos_token_id": eos, "pad_token_id": pad})
+    _write_json(directory / "tokenizer_config.json", tokenizer_config)
+    _write_json(directory / "special_tokens_map.json", special)
+    make_tokenizer().save(str(directory / "tokenizer.json"))
+
+
+def write_data(directory: Path, seed: int) -> dict[str, int]:
+    """The three .jsonl files; returns their row counts."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = make_rows(seed)
+    for name, content in rows.items():
+        _write_jsonl(directory / f"{name}.jsonl", content)
+    return {name: len(content) for name, content in rows.items()}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhfctl.quickstart.chains", description="write the quickstart model and data"
+    )
+    parser.add_argument("out", type=Path, help="directory that gets model/ and data/")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="which facts are hard, and all else that is drawn"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        write_model(arguments.out / "model")
+        counts = write_data(arguments.out / "data", arguments.seed)
+    except OSError as error:
+        parser.exit(1, f"error: cannot write {arguments.out}: {error.strerror or error}\n")
+    print(f"{arguments.out}/model: Llama configuration and tokenizer, {len(VOCABULARY)} tokens")
+    for name, count in counts.items():
+        print(f"{arguments.out}/data/{name}.jsonl: {count} rows")
+
+
+if __name__ == "__main__":
+    main()
