@@ -40,6 +40,17 @@ class SftRecipe(Recipe):
     reward: Reward | None = Field(None, description="evaluation only: greedy answers to data.eval are scored by it")
     rollout: Rollout | None = Field(None, description="evaluation only: how those answers are generated")
 
+    @model_validator(mode="after")
+    def evaluation_is_whole(self) -> Self:
+        if self.reward is not None and not self.data.eval:
+            raise ValueError("reward in an sft recipe scores answers to data.eval, and data.eval is empty")
+        if self.rollout is not None and self.reward is None:
+            raise ValueError("rollout in an sft recipe is for evaluation by a reward: add reward, or remove rollout")
+        return self
+
+    def evaluation_rollout(self) -> Rollout:
+        return self.rollout or Rollout()  # type: ignore[call-arg]
+
 
 class PpoRecipe(Recipe):
     task: Literal["ppo"]

@@ -1,0 +1,94 @@
+"""Write a policy the way from_pretrained reads it, tokenizer and chat template beside it."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rlhfctl.errors import Refused
+from rlhfctl.recipe.sections import Policy
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def export_policy(model: nn.Module, policy: Policy, directory: Path, merge: bool) -> None:
+    """merge: fold LoRA adapters into the weights; otherwise an adapter model saves its adapter alone."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if merge:
+        model = merged_copy(model)
+    attention = model.config._attn_implementation
+    model.config._attn_implementation = "sdpa"  # ours is unknown to whoever loads this
+    try:
+        model.save_pretrained(directory)  # type: ignore[operator]
+    finally:
+        model.config._attn_implementation = attention
+    copy_tokenizer(policy, directory)
+
+
+def merged_copy(model: nn.Module) -> nn.Module:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged = copy.deepcopy(model)
+    for name, module in list(merged.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()  # type: ignore[operator]
+            parent = merged.get_submodule(name.rpartition(".")[0]) if "." in name else merged
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    merged._hf_peft_config_loaded = False  # type: ignore[assignment]
+    return merged
+
+
+def copy_tokenizer(policy: Policy, directory: Path) -> None:
+    """Byte for byte: the tokenizer that trained is the tokenizer that serves."""
+    source = policy.tokenizer or policy.path
+    assert source is not None
+    if Path(source).is_dir():
+        for name in TOKENIZER_FILES:
+            file = Path(source) / name
+            if file.is_file():
+                shutil.copyfile(file, directory / name)
+        extra = Path(source) / "additional_chat_templates"
+        if extra.is_dir():
+            shutil.copytree(extra, directory / extra.name, dirs_exist_ok=True)
+    else:
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(source).save_pretrained(directory)
+    if policy.chat_template is not None:
+        shutil.copyfile(policy.chat_template, directory / "chat_template.jinja")
+
+
+def load_trainable(model: nn.Module, directory: Path) -> None:
+    """Read a checkpoint's policy/ back into a model that was built the same way; exact, or Refused."""
+    from safetensors.torch import load_file
+
+    tensors = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        tensors.update(load_file(file))
+    if (directory / "adapter_config.json").is_file():
+        from peft import set_peft_model_state_dict
+
+        report = set_peft_model_state_dict(model, tensors)
+        if report.unexpected_keys:
+            raise Refused(f"{directory} holds adapter weights this model has not: {report.unexpected_keys[0]}")
+        return
+    parameters = dict(model.named_parameters())
+    lost = sorted(set(parameters) - set(tensors))
+    if lost:
+        raise Refused(f"{directory} lacks {lost[0]}: it is not a checkpoint of this model")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])

@@ -1,0 +1,130 @@
+"""The language-model head and the loss on trained positions only, in chunks.
+
+N trained positions, H hidden size, V vocabulary. Logits of all positions never exist at once: a chunk of them does, in
+float32. Two functions with the same values:
+
+token_logprobs   log-probabilities with a gradient still unknown (PPO): chunks are computed again in the backward pass,
+                 unless they fit KEEP_ELEMENTS, then the probabilities are kept.
+weighted_nll     the loss is a known weighted sum (SFT), so each chunk's gradient is made while its logits exist:
+                 three matrix products instead of four.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KEEP_ELEMENTS = 1 << 24  # float32 probabilities kept for the backward pass: 64 MiB
+CHUNK_ELEMENTS = 1 << 24  # float32 logits of one chunk: 64 MiB
+
+
+def chunk_rows(vocabulary: int) -> int:
+    return max(16, CHUNK_ELEMENTS // vocabulary)
+
+
+def chunk_logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """[n, H] x [V, H] -> float32 logits [n, V] divided by the temperature."""
+    logits = (hidden @ weight.t()).float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        rows, vocabulary = hidden.shape[0], weight.shape[0]
+        keep = rows * vocabulary <= KEEP_ELEMENTS
+        logprobs = torch.empty(rows, dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty_like(logprobs)
+        kept = []
+        for start in range(0, rows, chunk_rows(vocabulary)):
+            part = slice(start, min(start + chunk_rows(vocabulary), rows))
+            logits = chunk_logits(hidden[part], weight, temperature)
+            chosen = logits.gather(1, targets[part, None]).squeeze(1)
+            normaliser = logits.logsumexp(1)
+            logprobs[part] = chosen - normaliser
+            # H = log Z - sum p * logit
+            probabilities = torch.exp(logits - normaliser[:, None])
+            entropy[part] = normaliser - torch.linalg.vecdot(probabilities, logits)
+            if keep:
+                kept.append(probabilities)
+        ctx.save_for_backward(hidden, weight, targets, *kept)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, *kept = ctx.saved_tensors
+        rows, vocabulary = hidden.shape[0], weight.shape[0]
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for index, start in enumerate(range(0, rows, chunk_rows(vocabulary))):
+            part = slice(start, min(start + chunk_rows(vocabulary), rows))
+            if kept:
+                probabilities = kept[index]
+            else:
+                probabilities = chunk_logits(hidden[part], weight, ctx.temperature).softmax(1)
+            scale = grad_logprobs[part, None] / ctx.temperature
+            grad_logits = probabilities * -scale  # d logp / d logit = onehot - p
+            grad_logits.scatter_add_(1, targets[part, None], scale)
+            grad_logits = grad_logits.to(hidden.dtype)
+            torch.mm(grad_logits, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_logits.t(), hidden[part])
+        return grad_hidden, grad_weight, None, None
+
+
+def token_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """log softmax(hidden @ weight.T / temperature) at the targets, and the entropy of each distribution.
+
+    hidden [N, H], weight [V, H], targets [N] -> logprobs [N] in nats, float32, differentiable; entropy [N] in nats, not.
+    """
+    logprobs, entropy = _TokenLogprobs.apply(hidden, weight, targets, temperature)
+    return logprobs, entropy
+
+
+class _WeightedNll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        rows, vocabulary = hidden.shape[0], weight.shape[0]
+        needs_weight = ctx.needs_input_grad[1]
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, rows, chunk_rows(vocabulary)):
+            part = slice(start, min(start + chunk_rows(vocabulary), rows))
+            logits = chunk_logits(hidden[part], weight, 1.0)
+            chosen = logits.gather(1, targets[part, None]).squeeze(1)
+            normaliser = logits.logsumexp(1)
+            total += ((normaliser - chosen) * weights[part]).sum()
+            # d nll / d logit = p - onehot, scaled by the position's weight; the logits' memory is used again.
+            grad_logits = logits.sub_(normaliser[:, None]).exp_().mul_(weights[part, None])
+            grad_logits.scatter_add_(1, targets[part, None], -weights[part, None])
+            grad_logits = grad_logits.to(hidden.dtype)
+            torch.mm(grad_logits, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_logits.t(), hidden[part])
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scaled_weight = None if grad_weight is None else grad_weight.mul_(grad_total.to(grad_weight.dtype))
+        return grad_hidden.mul_(grad_total.to(grad_hidden.dtype)), scaled_weight, None, None
+
+
+def weighted_nll(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """sum_i weights_i * -log softmax(hidden_i @ weight.T)[target_i], in nats.
+
+    hidden [N, H], weight [V, H], targets [N], weights [N] float32 -> scalar. Backward once only: the gradient's memory
+    is scaled in place.
+    """
+    if not torch.is_grad_enabled():
+        logprobs, _ = token_logprobs(hidden, weight, targets)
+        return -(logprobs * weights).sum()
+    return _WeightedNll.apply(hidden, weight, targets, weights)  # type: ignore[no-any-return]

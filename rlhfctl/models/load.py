@@ -1,0 +1,114 @@
+"""Load a causal language model so that nothing in it is random unless the recipe says so."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhfctl.errors import Refused
+from rlhfctl.models import attention
+from rlhfctl.models.packing import Pack
+from rlhfctl.recipe.sections import Policy
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module:
+    """The policy's weights in the recipe's dtype on `device`, attention through models/attention.py.
+
+    Raises Refused when the checkpoint does not hold every weight of the model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    attention.register()
+    dtype = resolve_dtype(policy.dtype, device)
+    options: dict[str, Any] = {"attn_implementation": attention.NAME, "trust_remote_code": policy.trust_remote_code}
+    if policy.from_config is not None:
+        torch.manual_seed(seed)
+        config = AutoConfig.from_pretrained(policy.from_config, trust_remote_code=policy.trust_remote_code)
+        # Drawn in float32 and rounded, so that both dtypes start from the same model.
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options).to(dtype)
+    else:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            policy.path, dtype=dtype, output_loading_info=True, **options
+        )
+        refuse_incomplete(str(policy.path), report)
+    return prepare(model, device, policy.gradient_checkpointing)
+
+
+def refuse_incomplete(path: str, report: dict[str, Any]) -> None:
+    """transformers fills weights that a checkpoint lacks, or whose shape differs, with random numbers."""
+    missing = sorted(report.get("missing_keys", ()))
+    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ()))
+    if missing or wrong:
+        what = "lacks" if missing else "holds with another shape"
+        names = (missing or wrong)[:3]
+        more = f" and {len(missing or wrong) - 3} more" if len(missing or wrong) > 3 else ""
+        raise Refused(
+            f"the checkpoint {path} {what} {', '.join(names)}{more}: these weights would be random; "
+            "use a complete checkpoint, or policy.from_config to train from random weights on purpose"
+        )
+
+
+def prepare(model: nn.Module, device: torch.device, gradient_checkpointing: bool = False) -> nn.Module:
+    """Move to the device and take out what makes training differ from what was sampled."""
+    model = model.to(device)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # ratios between policies must not compare dropout masks
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None  # a sampled pad token is a token: its embedding gets its gradient
+    if hasattr(model.config, "attention_dropout"):
+        model.config.attention_dropout = 0.0
+    model.eval()
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.train()
+    return model
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The transformer without its language-model head."""
+    return model.base_model  # type: ignore[return-value]
+
+
+def head_weight(model: nn.Module) -> Tensor:
+    """The output matrix [V, H]. Raises Refused for heads that are more than one matrix."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise Refused(
+            f"{type(model).__name__} has a language-model head that is not one matrix without bias: not supported"
+        )
+    return head.weight
+
+
+def hidden_at_predictors(trunk: nn.Module, pack: Pack) -> Tensor:
+    """Last hidden states [N, H] of the positions that predict the pack's trained tokens."""
+    out = trunk(input_ids=pack.ids, position_ids=pack.positions, use_cache=False, layout=pack.layout)
+    return out.last_hidden_state[0].index_select(0, pack.predictors)
+
+
+def load_trunk(
+    path: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    gradient_checkpointing: bool = False,
+) -> nn.Module:
+    """A checkpoint's transformer without any head. Raises Refused when weights are missing."""
+    from transformers import AutoModel
+
+    attention.register()
+    trunk, report = AutoModel.from_pretrained(
+        path,
+        dtype=dtype,
+        attn_implementation=attention.NAME,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+    )
+    refuse_incomplete(path, report)
+    return prepare(trunk, device, gradient_checkpointing)

@@ -1,0 +1,29 @@
+"""What a rollout engine is asked for and what it returns."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Request:
+    """index: position of this sample in the step's global batch; its random numbers depend on nothing else."""
+
+    index: int
+    prompt_ids: list[int]
+
+
+@dataclass(slots=True)
+class Rollout:
+    """The token ids that were sampled are the ids that are trained on.
+
+    response_ids: stop token included when finish is "stop"; logprobs [T]: float32 log-probabilities in nats of those
+    ids under the sampling distribution (logits / temperature).
+    """
+
+    index: int
+    prompt_ids: list[int]
+    response_ids: list[int]
+    logprobs: Tensor
+    finish: Literal["stop", "length"]

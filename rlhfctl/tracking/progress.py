@@ -1,0 +1,62 @@
+"""What a person sees while a run goes on: one live line on a terminal, plain lines otherwise."""
+
+import sys
+import time
+
+SHOWN = {
+    "loss/sft": "loss",
+    "loss/policy": "loss",
+    "reward/mean": "reward",
+    "kl/reference": "kl",
+    "eval/accuracy": "eval",
+    "eval/loss": "eval loss",
+}
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f}s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f}m"
+    return f"{seconds / 3600:.1f}h"
+
+
+def number(value: float) -> str:
+    return f"{value:.3f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.1e}"
+
+
+class Progress:
+    """interactive: rewrite one line; otherwise one line per logged step."""
+
+    def __init__(self, total: int, start: int, say: "object", interactive: bool | None = None) -> None:
+        self.total = total
+        self.first = start
+        self.say = say
+        self.interactive = sys.stderr.isatty() if interactive is None else interactive
+        self.began = time.monotonic()
+        self.open = False
+
+    def line(self, step: int, metrics: dict[str, float]) -> str:
+        parts = [f"step {step}/{self.total}"]
+        parts += [f"{label} {number(metrics[name])}" for name, label in SHOWN.items() if name in metrics]
+        done = step - self.first
+        if done > 0:
+            each = (time.monotonic() - self.began) / done
+            parts.append(f"{each:.2f} s/step" if each < 100 else f"{each:.0f} s/step")
+            if step < self.total:
+                parts.append(f"eta {duration(each * (self.total - step))}")
+        return "  ".join(parts)
+
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        text = self.line(step, metrics)
+        if self.interactive:
+            sys.stderr.write(f"\r{text}\x1b[K")
+            sys.stderr.flush()
+            self.open = True
+        else:
+            self.say(text)  # type: ignore[operator]
+
+    def close(self) -> None:
+        if self.open:
+            sys.stderr.write("\n")
+            self.open = False

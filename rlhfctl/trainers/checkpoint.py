@@ -1,0 +1,116 @@
+"""What a checkpoint holds and how a run continues from one.
+
+checkpoints/step_NNNNNN/  policy/ (Hugging Face layout), policy.optimizer.safetensors, and with a value model
+critic.safetensors, critic.optimizer.safetensors; trainer.json (step, counters, world size). No pickle anywhere.
+There is no random state to keep: every random number is a function of seed, step and sample index.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rlhfctl.errors import Interrupted, Refused
+from rlhfctl.models.export import export_policy, load_trainable
+from rlhfctl.run_dir import truncate_jsonl
+from rlhfctl.trainers.context import RunContext
+from rlhfctl.trainers.distributed import any_rank, barrier
+from rlhfctl.trainers.optimizer import Optimizer
+
+
+def due(every: int, step: int, total: int) -> bool:
+    """Whether a checkpoint is written after step `step`: every `every` steps, and always at the end."""
+    return step == total or (every > 0 and step % every == 0)
+
+
+def save(
+    ctx: RunContext, models: dict[str, nn.Module], optimizers: dict[str, Optimizer], state: dict[str, Any]
+) -> None:
+    """Write one checkpoint (rank 0), atomically, and drop old ones. state: {"step": ..., counters}."""
+    if ctx.rank == 0:
+
+        def write(directory: Path) -> None:
+            for name, model in models.items():
+                if name == "policy":
+                    export_policy(model, ctx.recipe.policy, directory / "policy", merge=False)
+                else:
+                    save_file(named_tensors(model), directory / f"{name}.safetensors")
+            for name, optimizer in optimizers.items():
+                tensors = {key: value.contiguous() for key, value in optimizer.state().items()}
+                save_file(tensors, directory / f"{name}.optimizer.safetensors")
+            (directory / "trainer.json").write_text(json.dumps({**state, "world": ctx.world}))
+
+        ctx.run.commit_checkpoint(state["step"], write)
+        ctx.run.prune_checkpoints(ctx.recipe.train.keep_checkpoints)
+    barrier()
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name, shared ones once."""
+    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+
+
+def restore(ctx: RunContext, models: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> dict[str, Any] | None:
+    """Load the newest complete checkpoint into the models and optimizers; None when there is none to resume from."""
+    if not ctx.resume:
+        return None
+    directory = ctx.run.newest_checkpoint()
+    if directory is None:
+        ctx.say("no checkpoint to resume from: starting at step 0")
+        if ctx.rank == 0:
+            for path in (ctx.run.metrics, ctx.run.samples, ctx.run.quarantine):
+                truncate_jsonl(path, 0)
+        barrier()
+        return None
+    state: dict[str, Any] = json.loads((directory / "trainer.json").read_text())
+    for name, model in models.items():
+        if name == "policy":
+            load_trainable(model, directory / "policy")
+        else:
+            load_into(model, load_file(directory / f"{name}.safetensors"), directory)
+    for name, optimizer in optimizers.items():
+        optimizer.load_state(load_file(directory / f"{name}.optimizer.safetensors"))
+    if ctx.rank == 0:
+        for path in (ctx.run.metrics, ctx.run.samples, ctx.run.quarantine):
+            truncate_jsonl(path, state["step"])
+    barrier()
+    ctx.say(f"resuming from {directory.name}")
+    return state
+
+
+def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
+    parameters = dict(model.named_parameters())
+    if set(parameters) != set(tensors):
+        odd = sorted(set(parameters) ^ set(tensors))[:3]
+        raise Refused(f"{origin} does not fit this model: {', '.join(odd)} on one side only")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def stop_if_asked(
+    ctx: RunContext,
+    saved: bool,
+    models: dict[str, nn.Module],
+    optimizers: dict[str, Optimizer],
+    state: dict[str, Any],
+) -> None:
+    """At a step boundary: when a signal came in on any rank, keep a checkpoint and end the run."""
+    signum = any_rank(ctx.stop_signal() or 0)
+    if not signum:
+        return
+    if not saved:
+        save(ctx, models, optimizers, state)
+    raise Interrupted(signum, f"interrupted at step {state['step']}; checkpoint kept, continue with --resume")
+
+
+def save_final(ctx: RunContext, model: nn.Module) -> None:
+    """final/: the policy in Hugging Face layout, whole or not at all."""
+    if ctx.rank == 0:
+        lora = ctx.recipe.policy.lora
+        merge = lora is not None and lora.merge_final
+        ctx.run.commit_final(lambda directory: export_policy(model, ctx.recipe.policy, directory, merge))
+    barrier()

@@ -1,0 +1,69 @@
+"""One record per logged step: written to metrics.jsonl by rank 0 and shown as progress."""
+
+import math
+import time
+
+from rlhfctl.errors import RunFailed
+from rlhfctl.tracking.metrics import append_jsonl
+from rlhfctl.tracking.progress import Progress
+from rlhfctl.templates.encode import ChatEncoder
+from rlhfctl.trainers.context import RunContext
+from rlhfctl.trainers.trajectory import Trajectory
+
+
+class Logbook:
+    def __init__(self, ctx: RunContext, total: int, start: int) -> None:
+        self.ctx = ctx
+        self.total = total
+        self.progress = Progress(total, start, ctx.say) if ctx.rank == 0 else None
+        self.marks: dict[str, float] = {}
+        self.cpu = time.process_time()
+
+    def timed(self, name: str) -> "Stopwatch":
+        """`with logbook.timed("rollout"):` adds to seconds/rollout of this step."""
+        return Stopwatch(self.marks, name)
+
+    def log(self, step: int, metrics: dict[str, float], force: bool = False) -> None:
+        """Record step `step` (1-based: the number of steps done)."""
+        due = force or step == 0 or step % self.ctx.recipe.train.log_every == 0 or step == self.total
+        seconds = {f"seconds/{name}": value for name, value in self.marks.items()}
+        self.marks.clear()
+        cpu = time.process_time()
+        seconds["seconds/cpu"] = cpu - self.cpu  # of this process and all its threads, since the last record
+        self.cpu = cpu
+        if not due or self.ctx.rank != 0:
+            return
+        append_jsonl(self.ctx.run.metrics, {"step": step, **metrics, **seconds})
+        if self.progress:
+            self.progress.update(step, metrics)
+
+    def samples(self, step: int, trajectories: list[Trajectory], encoder: ChatEncoder) -> None:
+        """Every train.samples_every steps the first few trajectories of the batch, whole."""
+        train = self.ctx.recipe.train
+        if self.ctx.rank == 0 and train.samples_every and step % train.samples_every == 0:
+            for trajectory in trajectories[: train.samples_per_step]:
+                append_jsonl(self.ctx.run.samples, trajectory.record(step, encoder))
+
+    def close(self) -> None:
+        if self.progress:
+            self.progress.close()
+
+
+class Stopwatch:
+    def __init__(self, marks: dict[str, float], name: str) -> None:
+        self.marks = marks
+        self.name = name
+
+    def __enter__(self) -> "Stopwatch":
+        self.began = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.marks[self.name] = self.marks.get(self.name, 0.0) + time.perf_counter() - self.began
+
+
+def refuse_non_finite(step: int, name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise RunFailed(
+            f"{name} is {value} at step {step}: the last checkpoint is good; lower optim.lr or look at the batch"
+        )

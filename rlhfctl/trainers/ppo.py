@@ -1,0 +1,69 @@
+"""PPO with token-level rewards: rollout, score, advantages, epochs of minibatches, log, save."""
+
+import time
+
+from rlhfctl.recipe.tasks import PpoRecipe
+from rlhfctl.rewards.build import build_sources
+from rlhfctl.trainers import checkpoint, ppo_rollout
+from rlhfctl.trainers.context import RunContext
+from rlhfctl.trainers.encoder import load_encoder
+from rlhfctl.trainers.evaluate import Evaluator
+from rlhfctl.trainers.logbook import Logbook
+from rlhfctl.trainers.ppo_experience import make_experience
+from rlhfctl.trainers.ppo_metrics import Watch, batch_metrics
+from rlhfctl.trainers.ppo_models import build_optimizers, load_models
+from rlhfctl.trainers.ppo_rollout import load_prompts
+from rlhfctl.trainers.ppo_update import update
+
+
+def train(ctx: RunContext) -> None:
+    recipe = ctx.recipe
+    assert isinstance(recipe, PpoRecipe)
+    encoder = load_encoder(recipe.policy)
+    prompts, order, total = load_prompts(ctx, recipe, encoder)
+    sources = build_sources(recipe.reward)
+    models = load_models(ctx, recipe)
+    updates = recipe.algorithm.ppo_epochs * recipe.algorithm.minibatches
+    optimizers = build_optimizers(recipe, models, total * updates)
+    evaluator = Evaluator(ctx, encoder, sources)
+
+    state = checkpoint.restore(ctx, models.trained(), optimizers) or {"step": 0, "tokens": 0, "failures": 0}
+    start = state["step"]
+    logbook = Logbook(ctx, total, start)
+    watch = Watch(ctx, recipe)
+    if start == 0 and evaluator.wanted:
+        logbook.log(0, evaluator.run(models.policy), force=True)
+
+    for step in range(start, total):
+        began = time.perf_counter()
+        with logbook.timed("rollout"):
+            asked = [prompts[row] for row in order.batch(step)]
+            mine = ppo_rollout.sample(ctx, recipe, models.policy, encoder, asked, step)
+        with logbook.timed("reward"):
+            batch = ppo_rollout.score(ctx, recipe, sources, asked, mine, step + 1, state)
+        with logbook.timed("experience"):
+            experience = make_experience(ctx, recipe, models, batch.trajectories)
+        with logbook.timed("train"):
+            lr = optimizers["policy"].current_lr()
+            metrics = update(ctx, recipe, models, optimizers, experience, step)
+
+        tokens = sum(experience.response_lengths)
+        state = {"step": step + 1, "tokens": state["tokens"] + tokens, "failures": state["failures"]}
+        metrics |= batch.metrics | batch_metrics(experience) | {"lr": lr, "tokens": state["tokens"]}
+        metrics["tokens_per_second"] = tokens / (time.perf_counter() - began)
+        if evaluator.due(step + 1, total):
+            with logbook.timed("eval"):
+                metrics |= evaluator.run(models.policy)
+        logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
+        logbook.samples(step + 1, experience.trajectories, encoder)
+        watch.check(step + 1, metrics, experience)
+
+        saved = checkpoint.due(recipe.train.save_every, step + 1, total)
+        if saved:
+            checkpoint.save(ctx, models.trained(), optimizers, state)
+        if step + 1 < total:
+            checkpoint.stop_if_asked(ctx, saved, models.trained(), optimizers, state)
+    logbook.close()
+    checkpoint.save_final(ctx, models.policy)
+    for source in sources:
+        source.close()

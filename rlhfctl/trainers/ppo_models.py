@@ -1,0 +1,97 @@
+"""The models of one ppo run: policy, reference, critic; and their optimizers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from rlhfctl.models.head import token_logprobs
+from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors, load_causal_lm
+from rlhfctl.models.lora import adapters_off, add_lora
+from rlhfctl.models.packing import Pack
+from rlhfctl.models.value import Critic, load_critic
+from rlhfctl.recipe.sections import ModelSource, ValueModel
+from rlhfctl.recipe.tasks import PpoRecipe
+from rlhfctl.trainers.context import RunContext
+from rlhfctl.trainers.optimizer import Optimizer
+
+Forward = Callable[[Pack], Tensor]
+
+
+@dataclass(slots=True)
+class PpoModels:
+    """reference: a function from a pack to log-probabilities [N], None without a KL penalty; critic: None without
+    a value model."""
+
+    policy: nn.Module
+    critic: Critic | None
+    reference: Forward | None
+    temperature: float
+
+    def logprobs(self, batch: Pack) -> Tensor:
+        """The policy's log-probabilities [N] under the sampling temperature."""
+        hidden = hidden_at_predictors(backbone(self.policy), batch)
+        return token_logprobs(hidden, head_weight(self.policy), batch.targets, self.temperature)[0]
+
+    def values(self, batch: Pack) -> Tensor:
+        """V(s_t) [N], read where the policy predicts a_t."""
+        assert self.critic is not None
+        return self.critic(batch, backbone(self.policy))  # type: ignore[no-any-return]
+
+    def trained(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds."""
+        return {"policy": self.policy} | ({"critic": self.critic} if self.critic is not None else {})
+
+
+def load_models(ctx: RunContext, recipe: PpoRecipe) -> PpoModels:
+    policy = load_causal_lm(recipe.policy, ctx.device, recipe.seed)
+    critic = None
+    if recipe.algorithm.advantage == "gae":
+        reward_model = next((s.path for s in recipe.reward.sources if isinstance(s, ModelSource)), None)
+        spec = recipe.value_model or ValueModel()  # type: ignore[call-arg]
+        critic = load_critic(spec, recipe.policy, policy, ctx.device, recipe.seed, reward_model)
+    reference = load_reference(ctx, recipe, policy)
+    if recipe.policy.lora is not None:
+        add_lora(policy, recipe.policy.lora, recipe.seed)
+    return PpoModels(policy, critic, reference, recipe.rollout.temperature)
+
+
+def load_reference(ctx: RunContext, recipe: PpoRecipe, policy: nn.Module) -> Forward | None:
+    """The frozen model of the KL penalty: the recipe's `reference`, else the policy as it starts.
+
+    With LoRA that is the policy with its adapters off: no second copy of the weights.
+    """
+    if recipe.algorithm.kl_coef == 0.0:
+        return None
+    temperature = recipe.rollout.temperature
+    if recipe.policy.lora is not None and recipe.reference is None:
+
+        def adapters_off_logprobs(batch: Pack) -> Tensor:
+            with adapters_off(policy):
+                hidden = hidden_at_predictors(backbone(policy), batch)
+                return token_logprobs(hidden, head_weight(policy), batch.targets, temperature)[0]
+
+        return adapters_off_logprobs
+    spec = recipe.policy
+    if recipe.reference is not None:
+        spec = spec.model_copy(update={"path": recipe.reference, "from_config": None})
+    frozen = load_causal_lm(spec, ctx.device, recipe.seed).requires_grad_(False).eval()
+
+    def frozen_logprobs(batch: Pack) -> Tensor:
+        hidden = hidden_at_predictors(backbone(frozen), batch)
+        return token_logprobs(hidden, head_weight(frozen), batch.targets, temperature)[0]
+
+    return frozen_logprobs
+
+
+def build_optimizers(recipe: PpoRecipe, models: PpoModels, total_steps: int) -> dict[str, Optimizer]:
+    """One for the policy (with the head of a shared trunk), one for a critic of its own."""
+    optim, critic = recipe.optim, models.critic
+    named = [(f"policy.{name}", parameter) for name, parameter in models.policy.named_parameters()]
+    if critic is not None and critic.trunk is None:
+        named += [(f"critic.{name}", parameter) for name, parameter in critic.named_parameters()]
+    optimizers = {"policy": Optimizer(named, optim, optim.lr, total_steps)}
+    if critic is not None and critic.trunk is not None:
+        lr = (recipe.value_model.lr if recipe.value_model else None) or optim.lr
+        optimizers["critic"] = Optimizer(critic.named_parameters(), optim, lr, total_steps)
+    return optimizers

@@ -1,0 +1,86 @@
+"""Supervised fine-tuning: cross-entropy on the assistant's tokens; the global batch is the unit of the mean."""
+
+import time
+
+import torch
+from torch import nn
+
+from rlhfctl.models.head import weighted_nll
+from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors, load_causal_lm
+from rlhfctl.models.lora import add_lora
+from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
+from rlhfctl.recipe.tasks import SftRecipe
+from rlhfctl.trainers import checkpoint
+from rlhfctl.trainers.context import RunContext
+from rlhfctl.trainers.distributed import sum_over_ranks
+from rlhfctl.trainers.encoder import load_encoder
+from rlhfctl.trainers.evaluate import Evaluator
+from rlhfctl.trainers.logbook import Logbook, refuse_non_finite
+from rlhfctl.trainers.optimizer import Optimizer, clip_and_step
+from rlhfctl.trainers.sft_data import SftData, load_sft_rows, total_steps
+
+
+def train(ctx: RunContext) -> None:
+    recipe = ctx.recipe
+    assert isinstance(recipe, SftRecipe)
+    encoder = load_encoder(recipe.policy)
+    data = load_sft_rows(recipe.data.train, recipe.data, encoder, recipe.seed, recipe.train.batch_size)
+    policy = load_causal_lm(recipe.policy, ctx.device, recipe.seed)
+    if recipe.policy.lora is not None:
+        add_lora(policy, recipe.policy.lora, recipe.seed)
+    total = total_steps(recipe, data)
+    optimizer = Optimizer(policy.named_parameters(), recipe.optim, recipe.optim.lr, total)
+    evaluator = Evaluator(ctx, encoder)
+
+    models, optimizers = {"policy": policy}, {"policy": optimizer}
+    state = checkpoint.restore(ctx, models, optimizers) or {"step": 0, "tokens": 0}
+    start, seen = state["step"], state["tokens"]
+    logbook = Logbook(ctx, total, start)
+    if start == 0 and evaluator.wanted:
+        logbook.log(0, evaluator.run(policy), force=True)
+
+    for step in range(start, total):
+        began = time.perf_counter()
+        rows = data.order.batch(step)
+        trained = sum(len(data.trained[row]) for row in rows)
+        tokens = sum(data.lengths[row] for row in rows)
+        mine = split_over_ranks(rows, data.lengths, ctx.world)[ctx.rank]
+        loss = train_batch(policy, data, mine, trained, recipe.train.tokens_per_microbatch)
+        loss = sum_over_ranks({"loss": loss})["loss"]
+        refuse_non_finite(step + 1, "loss/sft", loss)
+        lr = optimizer.current_lr()
+        norm = clip_and_step([optimizer], recipe.optim.max_grad_norm)[0]
+        refuse_non_finite(step + 1, "grad_norm", norm)
+
+        seen += tokens
+        metrics = {"loss/sft": loss, "grad_norm": norm, "lr": lr, "tokens": seen, "tokens_trained": trained}
+        elapsed = time.perf_counter() - began
+        logbook.marks["train"] = elapsed
+        metrics["tokens_per_second"] = tokens / elapsed
+        if evaluator.due(step + 1, total):
+            with logbook.timed("eval"):
+                metrics |= evaluator.run(policy)
+        logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
+
+        state = {"step": step + 1, "tokens": seen}
+        saved = checkpoint.due(recipe.train.save_every, step + 1, total)
+        if saved:
+            checkpoint.save(ctx, models, optimizers, state)
+        if step + 1 < total:
+            checkpoint.stop_if_asked(ctx, saved, models, optimizers, state)
+    logbook.close()
+    checkpoint.save_final(ctx, policy)
+
+
+def train_batch(policy: nn.Module, data: SftData, rows: list[int], trained: int, budget: int) -> float:
+    """Forward and backward over this rank's rows; returns its part of the mean over all `trained` tokens."""
+    trunk, weight = backbone(policy), head_weight(policy)
+    total = 0.0
+    for members in plan_packs(rows, data.lengths, budget):
+        batch = pack(members, data.ids, data.trained, weight.device)
+        hidden = hidden_at_predictors(trunk, batch)
+        weights = torch.full((len(batch.targets),), 1.0 / trained, device=weight.device)
+        loss = weighted_nll(hidden, weight, batch.targets, weights)
+        loss.backward()
+        total += float(loss.detach())
+    return total

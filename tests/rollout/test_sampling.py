@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+
+from rlhfctl.rollout.sampling import draw, uniforms
+
+
+def test_inverse_cdf_by_hand():
+    logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).expand(4, -1)
+    ids, logprobs = draw(logits, torch.tensor([0.0, 0.19, 0.21, 0.95]), 1.0, 1.0)
+    assert ids.tolist() == [0, 0, 1, 2]
+    expected = [math.log(0.2), math.log(0.2), math.log(0.5), math.log(0.3)]
+    torch.testing.assert_close(logprobs, torch.tensor(expected))
+
+
+def test_temperature_divides_logits_and_the_logprobs_are_the_sampled_distribution():
+    logits = torch.tensor([[0.0, 2.0]])
+    _, logprobs = draw(logits, torch.tensor([0.999]), 2.0, 1.0)
+    assert float(logprobs) == pytest.approx(1.0 - math.log(1 + math.e))
+
+
+def test_greedy():
+    ids, _ = draw(torch.tensor([[0.0, 3.0, 1.0]]), None, 1.0, 1.0)
+    assert ids.tolist() == [1]
+
+
+def test_frequencies_over_many_uniforms():
+    logits = torch.log(torch.tensor([[0.05, 0.6, 0.25, 0.1]]))
+    grid = (torch.arange(10000) + 0.5) / 10000
+    ids, _ = draw(logits.expand(10000, -1), grid, 1.0, 1.0)
+    torch.testing.assert_close(torch.bincount(ids) / 10000, torch.tensor([0.05, 0.6, 0.25, 0.1]), atol=2e-4, rtol=0)
+
+
+def test_top_p_keeps_the_smallest_set_with_that_mass():
+    logits = torch.log(torch.tensor([[0.05, 0.6, 0.25, 0.1]]))
+    grid = (torch.arange(10000) + 0.5) / 10000
+    ids, _ = draw(logits.expand(10000, -1), grid, 1.0, 0.8)
+    found = torch.bincount(ids, minlength=4) / 10000
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.6 / 0.85, 0.25 / 0.85, 0.0]), atol=2e-4, rtol=0)
+
+
+def test_streams_are_functions_of_seed_step_and_index():
+    assert torch.equal(uniforms(1, 2, 3, 8), uniforms(1, 2, 3, 8))
+    assert torch.equal(uniforms(1, 2, 3, 8), uniforms(1, 2, 3, 20)[:8])
+    others = [uniforms(0, 2, 3, 8), uniforms(1, 3, 3, 8), uniforms(1, 2, 4, 8), uniforms(2, 2, 3, 8)]
+    assert all(not torch.equal(uniforms(1, 2, 3, 8), other) for other in others)
+
+
+def test_streams_look_uniform_and_unrelated_between_neighbours():
+    rows = torch.stack([uniforms(17, step, index, 50) for step in range(20) for index in range(50)])
+    assert float(rows.mean()) == pytest.approx(0.5, abs=0.005)
+    assert float(rows.std()) == pytest.approx(1 / math.sqrt(12), abs=0.005)
+    centred = rows - 0.5
+    neighbours = (centred[1:] * centred[:-1]).mean() * 12
+    assert abs(float(neighbours)) < 0.02
