@@ -234,27 +234,6 @@ class RunDir:
                 f"cannot write {what} in {target.parent}: {cause}; {kept}; {fix}, then add --resume"
             ) from error
 
-    @staticmethod
-    def truncate_jsonl(path: Path, step: int) -> None:
-        """Keep the whole lines whose "step" is at most `step` (a line without one is kept); drop a torn last line.
-
-        A resume calls it, so that what the lost steps had logged is written once.
-        """
-        if not path.exists():
-            return
-        kept, changed = [], False
-        for line in path.read_bytes().splitlines(keepends=True):
-            try:
-                row = json.loads(line)
-                keep = line.endswith(b"\n") and int(row.get("step", 0)) <= step
-            except (ValueError, AttributeError, TypeError):
-                keep = False
-            changed |= not keep
-            if keep:
-                kept.append(line)
-        if changed:
-            write_text(path, b"".join(kept).decode(), durable=True)
-
     # One writer at a time
 
     def acquire_lock(self, wait: float = 10.0) -> int:
@@ -361,3 +340,24 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def truncate_jsonl(path: Path, step: int) -> None:
+    """Keep the whole lines whose "step" is at most `step` (a line without one is kept); drop a torn last line.
+
+    A resume calls it, so that what the lost steps had logged is written once.
+    """
+    if not path.exists():
+        return
+    kept, changed = [], False
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+            keep = line.endswith(b"\n") and int(row.get("step", 0)) <= step
+        except (ValueError, AttributeError, TypeError):
+            keep = False
+        changed |= not keep
+        if keep:
+            kept.append(line)
+    if changed:
+        write_text(path, b"".join(kept).decode(), durable=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlhfctl.errors import RunFailed, UsageError
-from rlhfctl.run_dir import RunDir, default_for, is_complete
+from rlhfctl.run_dir import RunDir, default_for, is_complete, truncate_jsonl
 
 
 @pytest.fixture
@@ -243,12 +243,12 @@ def test_two_processes_never_write_one_run(run: RunDir) -> None:
 
 def test_truncate_keeps_whole_lines_up_to_the_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    RunDir.truncate_jsonl(path, 3)
+    truncate_jsonl(path, 3)
     assert not path.exists()
     lines = [json.dumps({"step": step, "loss": 1e-7 * step}) + "\n" for step in range(1, 6)]
     path.write_text('{"note": "no step"}\n' + "".join(lines) + '{"step": 2, "lo')
-    RunDir.truncate_jsonl(path, 3)
+    truncate_jsonl(path, 3)
     assert path.read_text() == '{"note": "no step"}\n' + "".join(lines[:3])
     stamp = path.stat().st_mtime_ns
-    RunDir.truncate_jsonl(path, 3)
+    truncate_jsonl(path, 3)
     assert path.stat().st_mtime_ns == stamp

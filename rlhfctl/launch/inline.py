@@ -1,0 +1,37 @@
+"""Training in this very process: one CPU or one GPU, no second interpreter to start."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from rlhfctl.errors import Interrupted
+from rlhfctl.launch.plan import Plan
+from rlhfctl.run_dir import RunDir
+
+
+def run_inline(plan: Plan, run: RunDir, attempt: int, resume: bool) -> int:
+    """The worker's exit code. The environment is set before torch can be imported: libgomp reads it once."""
+    os.environ.update(plan.env)
+    from rlhfctl import worker
+
+    stop = worker.StopRequest(inline=True)
+    with stdout_to_stderr(), stop.installed():
+        try:
+            return worker.run(run.path, resume, attempt, inline=True, stop=stop, console=sys.stderr)
+        except Interrupted as interruption:  # a signal in the instant before the worker was ready for it
+            return interruption.exit_code
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """stdout carries the command's result alone: whatever a library prints meanwhile goes to stderr."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)

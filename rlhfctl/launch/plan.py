@@ -1,0 +1,120 @@
+"""From a recipe and the machine's facts to how the run is started. Pure: nothing is looked up or started here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from rlhfctl.errors import UsageError
+from rlhfctl.launch.nodes import Node
+from rlhfctl.preflight.devices import Machine
+from rlhfctl.recipe.sections import Launch
+
+DEFAULTS = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # libgomp's threads spin for ever between parallel regions by default, which costs 2-5x on a busy machine.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "1000",
+}
+CUDA_DEFAULTS = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """processes: on this node. threads: CPU threads of each. env: what is set for the workers, and only that."""
+
+    launcher: Literal["inline", "torchrun"]
+    device: Literal["cpu", "cuda"]
+    processes: int
+    nnodes: int
+    threads: int
+    max_restarts: int
+    env: dict[str, str]
+    node: Node | None = None
+
+    @property
+    def world(self) -> int:
+        return self.processes * self.nnodes
+
+    @property
+    def leader(self) -> bool:
+        """Whether this node writes the run directory."""
+        return self.node is None or self.node.leader
+
+
+def processes_per_node(launch: Launch, gpu_count: int) -> int:
+    """auto: one per GPU, one on a CPU machine."""
+    if launch.nproc_per_node != "auto":
+        return launch.nproc_per_node
+    return 1 if launch.launcher == "inline" else max(1, gpu_count)
+
+
+def make_plan(launch: Launch, machine: Machine, environ: Mapping[str, str], node: Node | None = None) -> Plan:
+    """Raises UsageError where launch keys contradict each other. `node` is needed for nnodes > 1 alone."""
+    gpu_count = len(machine.usable_gpus)
+    processes = processes_per_node(launch, gpu_count)
+    check_keys(launch, processes, gpu_count)
+    several = processes * launch.nnodes > 1
+    launcher: Literal["inline", "torchrun"] = "inline"
+    if launch.launcher == "torchrun" or (launch.launcher == "auto" and (several or launch.max_restarts)):
+        launcher = "torchrun"
+    device: Literal["cpu", "cuda"] = "cuda" if gpu_count else "cpu"
+    threads = threads_per_process(launch, machine.cores, processes, environ)
+
+    env = {**DEFAULTS, **(CUDA_DEFAULTS if device == "cuda" else {})}
+    if launcher == "torchrun":
+        env["GLOO_SOCKET_IFNAME"] = (node.interface if node else "lo") or ""
+        if node and node.interface:
+            env["NCCL_SOCKET_IFNAME"] = node.interface
+    env = {name: environ.get(name, value) for name, value in env.items() if value or name in environ}
+    env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return Plan(
+        launcher,
+        device,
+        processes,
+        launch.nnodes,
+        threads,
+        launch.max_restarts,
+        env,
+        node if several else None,
+    )
+
+
+def check_keys(launch: Launch, processes: int, gpu_count: int) -> None:
+    """A launch key that this launch would ignore is an error, never silence."""
+    if launch.launcher == "inline" and processes * launch.nnodes > 1:
+        raise UsageError(
+            f"launch.launcher inline is one process, but launch asks for {processes * launch.nnodes}: "
+            "use torchrun or auto"
+        )
+    if launch.launcher == "inline" and launch.max_restarts:
+        raise UsageError(
+            "launch.max_restarts needs launch.launcher torchrun: inline has nobody to restart it"
+        )
+    if launch.nnodes > 1 and launch.rdzv_endpoint is None:
+        raise UsageError(
+            "launch.nnodes > 1 needs launch.rdzv_endpoint: host:port of node 0, the same on all nodes"
+        )
+    if launch.nnodes == 1 and launch.rdzv_endpoint is not None:
+        raise UsageError("launch.rdzv_endpoint is for launch.nnodes > 1: remove it or set nnodes")
+    if launch.nnodes == 1 and launch.node_rank is not None:
+        raise UsageError("launch.node_rank is for launch.nnodes > 1: remove it or set nnodes")
+    if launch.node_rank is not None and not launch.node_rank < launch.nnodes:
+        raise UsageError(
+            f"launch.node_rank {launch.node_rank} does not exist in {launch.nnodes} nodes: they count from 0"
+        )
+    if gpu_count and processes > gpu_count:
+        raise UsageError(
+            f"launch.nproc_per_node is {processes} and this machine has {gpu_count} usable GPU(s): "
+            "one process per GPU at most (CUDA_VISIBLE_DEVICES= runs on the CPU)"
+        )
+
+
+def threads_per_process(launch: Launch, cores: int, processes: int, environ: Mapping[str, str]) -> int:
+    """launch.threads, else the user's own OMP_NUM_THREADS, else cores / processes; at least 1."""
+    if launch.threads != "auto":
+        return launch.threads
+    wish = environ.get("OMP_NUM_THREADS", "")
+    if wish.isdigit() and int(wish) > 0:
+        return int(wish)
+    return max(1, cores // processes)

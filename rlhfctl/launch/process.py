@@ -1,0 +1,189 @@
+"""The torchrun agent as a child: it passes signals on to its workers once and never outlives this process.
+
+A signal goes to the workers, not to the agent: the agent would answer it by killing them, while a worker keeps a
+checkpoint at its step boundary and ends by itself. A second signal kills all of them at once.
+"""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+PR_SET_PDEATHSIG = 1
+WORKER_MODULE = "rlhfctl.worker"
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentResult:
+    """returncode: the agent's own. signum: the signal this process was asked to stop with, or None."""
+
+    returncode: int
+    signum: int | None
+
+
+def run_agent(
+    argv: list[str], env: dict[str, str], log: Path, console: Path, stderr: TextIO, keep_open: list[int]
+) -> AgentResult:
+    """Run the agent to its end. log: its own output. console: the file rank 0 writes lines for the user to.
+
+    keep_open: descriptors that live as long as the agent (the run directory's lock).
+    """
+    with open(log, "ab") as output, forwarding_signals() as received:
+        agent = subprocess.Popen(
+            argv,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone
+            pass_fds=keep_open,
+            preexec_fn=die_with_parent,
+        )
+        follow = follow_file(console)
+        try:
+            supervise(agent, received, follow, stderr)
+        except BaseException:
+            kill_all(agent)
+            raise
+        for line in follow:
+            if line is None:
+                break
+            stderr.write(line)
+        stderr.flush()
+    return AgentResult(agent.returncode, received[0] if received else None)
+
+
+def supervise(
+    agent: "subprocess.Popen[bytes]", received: list[int], follow: Iterator[str | None], stderr: TextIO
+) -> None:
+    """Wait for the agent; hand the first signal to each worker once, kill everything at the second."""
+    told: set[int] = set()
+    announced = False
+    while agent.poll() is None:
+        for line in follow:
+            if line is None:
+                break
+            stderr.write(line)
+            stderr.flush()
+        if len(received) > 1:
+            kill_all(agent)
+        elif received:
+            if not announced:
+                announced = True
+                name = signal.Signals(received[0]).name
+                stderr.write(f"{name}: stopping at the step boundary with a checkpoint; once more kills\n")
+                stderr.flush()
+            # Looked up each time: a worker may only just be starting. None yet: there is nothing to keep.
+            workers = worker_pids(agent.pid)
+            if not workers and not told:
+                kill_all(agent)
+            for pid in workers - told:
+                told.add(pid)
+                send(pid, signal.SIGINT if received[0] == signal.SIGINT else signal.SIGTERM)
+        time.sleep(0.05)
+
+
+@contextmanager
+def forwarding_signals() -> Iterator[list[int]]:
+    """The list fills with the signals that arrive; a signal that is ignored here (nohup) stays ignored."""
+    received: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+
+    previous = {}
+    for signum in FORWARDED:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            previous[signum] = signal.signal(signum, note)
+    try:
+        yield received
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def follow_file(path: Path) -> Iterator[str | None]:
+    """Whole lines as they are appended; None when there is nothing more for now. The file may not exist yet."""
+    position = 0
+    while True:
+        try:
+            with open(path, "rb") as file:
+                file.seek(position)
+                chunk = file.read()
+        except FileNotFoundError:
+            chunk = b""
+        whole = chunk[: chunk.rfind(b"\n") + 1]
+        position += len(whole)
+        yield from whole.decode(errors="replace").splitlines(keepends=True)
+        yield None
+
+
+def worker_pids(agent: int) -> set[int]:
+    """The agent's children that run the worker module (it also has helpers of its own)."""
+    pids = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text()
+            parent = int(stat.rsplit(")", 1)[1].split()[1])  # the name in parentheses may hold anything
+            if parent == agent and WORKER_MODULE in (entry / "cmdline").read_text().split("\0"):
+                pids.add(int(entry.name))
+        except (OSError, ValueError, IndexError):
+            continue  # it ended while we looked
+    return pids
+
+
+def kill_all(agent: "subprocess.Popen[bytes]") -> None:
+    """End the agent and its workers now."""
+    workers = worker_pids(agent.pid)
+    send(agent.pid, signal.SIGKILL)
+    for pid in workers:
+        send(pid, signal.SIGKILL)
+    agent.wait()
+
+
+def send(pid: int, signum: int) -> None:
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        return  # already gone
+
+
+def die_with_parent() -> None:
+    """The kernel kills this process when its parent dies, however that happens."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+ROOT_CAUSE = re.compile(
+    r"Root Cause.*?rank\s+: (?P<rank>\d+).*?exitcode\s+: (?P<code>-?\d+) \(pid: \d+\)", re.DOTALL
+)
+
+
+def agent_root_cause(log: Path) -> tuple[int, int] | None:
+    """(rank, exit code) of the first failure as torchrun tells it: the only word on a worker that was killed."""
+    matches = list(ROOT_CAUSE.finditer(log.read_text(errors="replace")))
+    if not matches:
+        return None
+    return int(matches[-1]["rank"]), int(matches[-1]["code"])
+
+
+def describe_exit(code: int) -> str:
+    """A worker's exit code in words."""
+    if code >= 0:
+        return f"the worker ended with exit code {code} and left no error"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (often the kernel's out-of-memory killer: see dmesg)" if code == -signal.SIGKILL else ""
+    return f"the worker was killed by {name}{hint}"

@@ -1,0 +1,27 @@
+"""The torchrun command line of a plan."""
+
+import sys
+from pathlib import Path
+
+from rlhfctl.launch.plan import Plan
+
+
+def torchrun_argv(plan: Plan, name: str, logs: Path, node_rank: int | None, program: list[str]) -> list[str]:
+    """argv that starts `program` (a module and its arguments) once per process of this node.
+
+    name: the rendezvous id, equal on all nodes. logs: torchrun's own directory, which holds each rank's streams
+    and error.json. One node meets on the loopback address at a free port; several meet at the plan's endpoint.
+    """
+    argv = [sys.executable, "-m", "torch.distributed.run"]
+    argv += [f"--nnodes={plan.nnodes}", f"--nproc-per-node={plan.processes}"]
+    argv += [f"--max-restarts={plan.max_restarts}", f"--rdzv-id={name}"]
+    if plan.node is None:
+        argv += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    elif node_rank is not None:
+        host, _, port = plan.node.endpoint.partition(":")
+        argv += [f"--node-rank={node_rank}", f"--master-addr={host}", f"--master-port={port}"]
+    else:
+        argv += ["--rdzv-backend=c10d", f"--rdzv-endpoint={plan.node.endpoint}"]
+        argv += [f"--rdzv-conf=is_host={int(plan.node.leader)}", f"--local-addr={plan.node.address}"]
+    argv += [f"--log-dir={logs}", "--redirects=3", "--monitor-interval=0.5"]
+    return [*argv, "-m", *program]
