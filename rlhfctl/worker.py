@@ -63,7 +63,7 @@ class StopRequest:
             return
         self.signum = signum
         if not self.deferred:
-            raise Interrupted(signum, "interrupted before the first step; nothing was trained yet")
+            raise Interrupted(signum, "interrupted before the first step; nothing is lost")
         if self.inline:
             name = signal.Signals(signum).name.encode()
             os.write(

@@ -1,0 +1,109 @@
+"""From launch keys and machine facts to the plan, and the plan's torchrun command line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhfctl.errors import UsageError
+from rlhfctl.launch.nodes import Node
+from rlhfctl.launch.plan import make_plan
+from rlhfctl.launch.torchrun import torchrun_argv
+from rlhfctl.preflight.devices import Gpu, Machine
+from rlhfctl.recipe.sections import Launch
+
+GPU = Gpu("H", 80 << 30, (9, 0))
+CPU_BOX = Machine(cores=8, memory=1 << 34, gpus=(), torch_cuda=False)
+GPU_BOX = Machine(cores=32, memory=1 << 37, gpus=(GPU,) * 4, torch_cuda=True)
+NODE = Node("10.0.0.1:29400", "10.0.0.2", "eth1", leader=False)
+
+
+def launch(**keys: Any) -> Launch:
+    return Launch(**keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "machine", "expected"),
+    [
+        ({}, CPU_BOX, ("inline", "cpu", 1, 8)),
+        ({}, GPU_BOX, ("torchrun", "cuda", 4, 8)),
+        ({"nproc_per_node": 1}, GPU_BOX, ("inline", "cuda", 1, 32)),
+        ({"launcher": "inline"}, GPU_BOX, ("inline", "cuda", 1, 32)),
+        ({"nproc_per_node": 2}, CPU_BOX, ("torchrun", "cpu", 2, 4)),
+        ({"nproc_per_node": 16}, CPU_BOX, ("torchrun", "cpu", 16, 1)),
+        ({"launcher": "torchrun"}, CPU_BOX, ("torchrun", "cpu", 1, 8)),
+        ({"max_restarts": 3}, CPU_BOX, ("torchrun", "cpu", 1, 8)),
+        ({"threads": 3}, CPU_BOX, ("inline", "cpu", 1, 3)),
+    ],
+)
+def test_auto_choices(keys: dict[str, Any], machine: Machine, expected: tuple[Any, ...]) -> None:
+    plan = make_plan(launch(**keys), machine, {})
+    assert (plan.launcher, plan.device, plan.processes, plan.threads) == expected
+    assert plan.env["OMP_NUM_THREADS"] == str(plan.threads)
+    assert plan.env["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_gpus_under_a_cpu_torch_are_not_used() -> None:
+    machine = Machine(cores=8, memory=1 << 34, gpus=(GPU,), torch_cuda=False)
+    assert make_plan(launch(), machine, {}).device == "cpu"
+
+
+def test_the_users_environment_wins_over_defaults_and_the_recipe_over_both() -> None:
+    environ = {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "7", "GLOO_SOCKET_IFNAME": "wg0"}
+    plan = make_plan(launch(launcher="torchrun"), CPU_BOX, environ)
+    assert (plan.threads, plan.env["GOMP_SPINCOUNT"], plan.env["GLOO_SOCKET_IFNAME"]) == (2, "7", "wg0")
+    assert make_plan(launch(threads=5), CPU_BOX, environ).env["OMP_NUM_THREADS"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("keys", "machine", "sentence"),
+    [
+        ({"launcher": "inline", "nproc_per_node": 2}, CPU_BOX, "inline is one process"),
+        ({"launcher": "inline", "max_restarts": 1}, CPU_BOX, "max_restarts needs"),
+        ({"nnodes": 2}, CPU_BOX, "needs launch.rdzv_endpoint"),
+        ({"rdzv_endpoint": "a:1"}, CPU_BOX, "is for launch.nnodes > 1"),
+        ({"node_rank": 0}, CPU_BOX, "is for launch.nnodes > 1"),
+        ({"nnodes": 2, "rdzv_endpoint": "a:1", "node_rank": 2}, CPU_BOX, "does not exist in 2 nodes"),
+        ({"nproc_per_node": 8}, GPU_BOX, "4 usable GPU"),
+    ],
+)
+def test_contradictions_are_named(keys: dict[str, Any], machine: Machine, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        make_plan(launch(**keys), machine, {})
+
+
+def test_one_node_meets_on_loopback() -> None:
+    plan = make_plan(launch(nproc_per_node=2), CPU_BOX, {})
+    argv = torchrun_argv(plan, "run", Path("/logs"), None, ["mod", "--x"])
+    assert argv[1:] == [
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=1",
+        "--nproc-per-node=2",
+        "--max-restarts=0",
+        "--rdzv-id=run",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:0",
+        "--local-addr=127.0.0.1",
+        "--log-dir=/logs",
+        "--redirects=3",
+        "--monitor-interval=0.5",
+        "-m",
+        "mod",
+        "--x",
+    ]
+    assert plan.env["GLOO_SOCKET_IFNAME"] == "lo"
+    assert (plan.world, plan.leader) == (2, True)
+
+
+def test_several_nodes_meet_at_the_endpoint() -> None:
+    keys = {"nnodes": 2, "nproc_per_node": 2, "rdzv_endpoint": "10.0.0.1:29400"}
+    plan = make_plan(launch(**keys), CPU_BOX, {}, NODE)
+    argv = torchrun_argv(plan, "run", Path("/logs"), None, ["mod"])
+    assert "--rdzv-endpoint=10.0.0.1:29400" in argv
+    assert "--rdzv-conf=is_host=0" in argv
+    assert "--local-addr=10.0.0.2" in argv
+    assert (plan.world, plan.leader, plan.env["GLOO_SOCKET_IFNAME"]) == (4, False, "eth1")
+    static = torchrun_argv(plan, "run", Path("/logs"), 1, ["mod"])
+    assert {"--node-rank=1", "--master-addr=10.0.0.1", "--master-port=29400"} <= set(static)
+    assert not any(argument.startswith("--rdzv-endpoint") for argument in static)
