@@ -1,10 +1,36 @@
-"""The policy's chat template over its tokenizer, for the worker."""
+"""The policy's chat template over its tokenizer, as transformers loads it."""
+
+from collections.abc import Callable
 
 from rlhfctl.recipe.sections import Policy
-from rlhfctl.templates.encode import ChatEncoder
+from rlhfctl.templates.encode import ChatEncoder, load_side
+
+PROBES = ("Hello world, it's 12+30=42.", "  two\n\n  spaces\tand tabs", "def f(x):\n    return x**2  # naïve", "日本語 ok")
 
 
-def load_encoder(policy: Policy) -> ChatEncoder:
+def load_encoder(policy: Policy, say: Callable[[str], None] = lambda line: None) -> ChatEncoder:
+    """Ids are those of AutoTokenizer, because whoever serves the trained model will load it so.
+
+    transformers lets the tokenizer's class override tokenizer.json; where the two give other ids, that is said (K014).
+    """
+    from transformers import AutoTokenizer
+
     path = policy.tokenizer or policy.path
     assert path is not None  # the schema refuses a policy without either
-    return ChatEncoder.from_path(path, chat_template=policy.chat_template, template_kwargs=policy.template_kwargs)
+    light = ChatEncoder.from_side(load_side(path, policy.chat_template, policy.template_kwargs))
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=policy.trust_remote_code)
+    encoder = ChatEncoder(
+        light.template,
+        light.tokens,
+        tokenizer.backend_tokenizer,
+        policy.template_kwargs,
+        stop_ids=light.stop_ids,
+        pad_id=light.pad_id,
+    )
+    different = [probe for probe in PROBES if encoder.encode_text(probe) != light.encode_text(probe)]
+    if different:
+        say(
+            f"warning: {path}: {type(tokenizer).__name__} gives other ids than tokenizer.json (K014, first for "
+            f"{different[0]!r}); training uses {type(tokenizer).__name__}'s, as transformers and vLLM will"
+        )
+    return encoder

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlhfctl.algorithms.advantages import discounted_returns, group_advantages
 from rlhfctl.algorithms.gae import gae, whiten
 from rlhfctl.algorithms.kl import kl
+from rlhfctl.algorithms.masking import length_mask
 from rlhfctl.algorithms.rewards_to_tokens import token_rewards
 from rlhfctl.models.packing import Pack, pack, plan_packs, split_over_ranks
 from rlhfctl.recipe.sections import Algorithm
@@ -88,30 +89,35 @@ def build(
     algorithm: Algorithm,
     n: int,
 ) -> Experience:
-    """Advantages by `algorithm.advantage`. trajectories: all samples of a prompt, side by side; none without reward."""
+    """Advantages by `algorithm.advantage`. Rows [B, T] belong to `trajectories`, in order of index; a prompt's samples
+    whose reward failed are absent, and its group is compared without them."""
     lengths = torch.tensor([len(trajectory.response_ids) for trajectory in trajectories])
-    mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).float()
+    mask = length_mask(lengths, int(lengths.max()))
     scores = torch.tensor([trajectory.shaped for trajectory in trajectories])
-    penalty = torch.zeros_like(mask)
+    penalty = None
     if ref_logprobs is not None and algorithm.kl_in == "reward":
-        penalty = kl(old_logprobs, ref_logprobs, algorithm.kl_estimator or "k1") * mask
+        penalty = torch.where(mask, kl(old_logprobs, ref_logprobs, algorithm.kl_estimator or "k1"), 0.0)
 
-    returns, zero_variance = None, 0
-    if algorithm.advantage in ("gae", "reinforce"):
+    returns, zero_variance, groups = None, 0, 0
+    per_token = algorithm.advantage in ("gae", "reinforce")
+    if per_token:
         rewards = token_rewards(scores, mask, penalty, algorithm.kl_coef)
         if algorithm.advantage == "gae":
             assert values is not None
             advantages, returns = gae(rewards, values, mask, algorithm.gamma, algorithm.gae_lambda)
         else:
             advantages = discounted_returns(rewards, mask, algorithm.gamma)
-        whitened = True
     else:
         # The penalty of the whole response belongs to the score that the group is compared by.
-        totals = scores - algorithm.kl_coef * penalty.sum(1)
-        per_sample, zero_variance = group_advantages(totals, n, algorithm.advantage, algorithm.group_std_eps)
-        advantages = per_sample[:, None] * mask
-        whitened = False
-    if algorithm.whiten_advantages if algorithm.whiten_advantages is not None else whitened:
+        totals = scores if penalty is None else scores - algorithm.kl_coef * penalty.sum(1)
+        index = torch.tensor([trajectory.index for trajectory in trajectories])
+        groups = int(index.max()) // n + 1
+        padded = torch.zeros(groups * n).index_copy(0, index, totals)
+        valid = torch.zeros(groups * n, dtype=torch.bool).index_fill(0, index, True)
+        found, zero_variance = group_advantages(padded, n, algorithm.advantage, algorithm.group_std_eps, valid)
+        advantages = found[index][:, None] * mask
+    wanted = algorithm.whiten_advantages
+    if per_token if wanted is None else wanted:
         advantages = whiten(advantages, mask)
     return Experience(
         trajectories=trajectories,
@@ -123,5 +129,5 @@ def build(
         advantages=advantages,
         returns=returns,
         zero_variance_groups=zero_variance,
-        groups=0 if algorithm.advantage in ("gae", "reinforce") else len(trajectories) // n,
+        groups=groups,
     )

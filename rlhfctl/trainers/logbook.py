@@ -1,6 +1,7 @@
 """One record per logged step: written to metrics.jsonl by rank 0 and shown as progress."""
 
 import math
+import resource
 import time
 
 from rlhfctl.errors import RunFailed
@@ -18,6 +19,7 @@ class Logbook:
         self.progress = Progress(total, start, ctx.say) if ctx.rank == 0 else None
         self.marks: dict[str, float] = {}
         self.cpu = time.process_time()
+        self.wall = time.perf_counter()
 
     def timed(self, name: str) -> "Stopwatch":
         """`with logbook.timed("rollout"):` adds to seconds/rollout of this step."""
@@ -25,13 +27,16 @@ class Logbook:
 
     def log(self, step: int, metrics: dict[str, float], force: bool = False) -> None:
         """Record step `step` (1-based: the number of steps done)."""
-        due = force or step == 0 or step % self.ctx.recipe.train.log_every == 0 or step == self.total
-        seconds = {f"seconds/{name}": value for name, value in self.marks.items()}
-        self.marks.clear()
+        if not (force or step % self.ctx.recipe.train.log_every == 0 or step == self.total):
+            return
         cpu = time.process_time()
+        seconds = {f"seconds/{name}": value for name, value in self.marks.items()}
         seconds["seconds/cpu"] = cpu - self.cpu  # of this process and all its threads, since the last record
-        self.cpu = cpu
-        if not due or self.ctx.rank != 0:
+        seconds["seconds/step"] = time.perf_counter() - self.wall
+        seconds["memory/peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.marks.clear()
+        self.cpu, self.wall = cpu, time.perf_counter()
+        if self.ctx.rank != 0:
             return
         append_jsonl(self.ctx.run.metrics, {"step": step, **metrics, **seconds})
         if self.progress:

@@ -19,7 +19,7 @@ from rlhfctl.trainers.ppo_update import update
 def train(ctx: RunContext) -> None:
     recipe = ctx.recipe
     assert isinstance(recipe, PpoRecipe)
-    encoder = load_encoder(recipe.policy)
+    encoder = load_encoder(recipe.policy, ctx.say)
     prompts, order, total = load_prompts(ctx, recipe, encoder)
     sources = build_sources(recipe.reward)
     models = load_models(ctx, recipe)

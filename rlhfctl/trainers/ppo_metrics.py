@@ -5,6 +5,7 @@ import statistics
 import torch
 
 from rlhfctl.algorithms.kl import kl
+from rlhfctl.algorithms.value import explained_variance, explained_variance_sums
 from rlhfctl.errors import RunFailed
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.trainers.context import RunContext
@@ -13,7 +14,7 @@ from rlhfctl.trainers.experience import Experience
 STEPS_WITHOUT_SIGNAL = 20  # consecutive steps with nothing to learn from before the run stops
 
 
-def batch_metrics(experience: Experience, algorithm_kl: str = "k1") -> dict[str, float]:
+def batch_metrics(experience: Experience) -> dict[str, float]:
     """Computed on every rank from the same global batch."""
     mask = experience.mask
     tokens = float(mask.sum())
@@ -33,17 +34,14 @@ def batch_metrics(experience: Experience, algorithm_kl: str = "k1") -> dict[str,
         "samples": float(len(trajectories)),
     }
     if experience.ref_logprobs is not None:
-        per_token = kl(experience.old_logprobs, experience.ref_logprobs, algorithm_kl) * mask
+        per_token = torch.where(mask, kl(experience.old_logprobs, experience.ref_logprobs, "k1"), 0.0)
         metrics["kl/reference"] = float(per_token.sum()) / tokens
         metrics["kl/reference_sequence"] = float(per_token.sum(1).mean())
     if experience.values is not None and experience.returns is not None:
-        on = mask.bool()
-        values, returns = experience.values[on], experience.returns[on]
-        spread = float(returns.var(unbiased=False))
-        unexplained = float((returns - values).var(unbiased=False))
-        metrics["value/mean"] = float(values.mean())
-        metrics["value/explained_variance"] = 1.0 - unexplained / spread if spread > 0 else 0.0
-        metrics["returns/mean"] = float(returns.mean())
+        sums = explained_variance_sums(experience.values, experience.returns, mask)
+        metrics["value/explained_variance"] = explained_variance(sums)
+        metrics["value/mean"] = float((experience.values * mask).sum()) / tokens
+        metrics["returns/mean"] = sums["returns"] / tokens
     if experience.groups:
         metrics["groups/zero_variance_fraction"] = experience.zero_variance_groups / experience.groups
     return metrics

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rlhfctl.algorithms.importance import truncated_importance
-from rlhfctl.algorithms.kl import kl
-from rlhfctl.algorithms.masking import token_weights
+from rlhfctl.algorithms.importance import truncated_weights
+from rlhfctl.algorithms.kl import kl, kl_loss
+from rlhfctl.algorithms.masking import per_token, token_weights
 from rlhfctl.algorithms.ppo import policy_loss
 from rlhfctl.algorithms.value import value_loss
 from rlhfctl.models.head import token_logprobs
@@ -74,6 +74,8 @@ def update(
         "entropy": total["entropy"] / tokens,
         "grad_norm": sum(norms["policy"]) / updates,
     }
+    if algorithm.dual_clip is not None:
+        metrics["clip/dual_fraction"] = total["dual_clipped"] / tokens
     if "value_loss" in total:
         metrics["loss/value"] = total["value_loss"] / updates
         metrics["value/clip_fraction"] = total["value_clipped"] / tokens
@@ -110,7 +112,7 @@ def train_minibatch(
     mine = split_over_ranks(rows, lengths, ctx.world)[ctx.rank]
     for members in plan_packs(mine, lengths, recipe.train.tokens_per_microbatch):
         batch = pack(members, experience.ids, experience.trained, ctx.device)
-        token_weight = torch.cat([torch.full((count,), weight_of[row]) for row, count in zip(members, batch.counts, strict=True)])
+        token_weight = per_token(torch.tensor([weight_of[row] for row in members]), torch.tensor(batch.counts))
         train_pack(recipe, models, experience, batch, token_weight.to(ctx.device), sums, first)
 
 
@@ -143,9 +145,9 @@ def train_pack(
     old_logprobs = flat(experience.old_logprobs)
     importance = None
     if algorithm.importance_correction == "tis":
-        importance = truncated_importance(old_logprobs, rollout_logprobs, algorithm.importance_cap)
-        sums.add("importance", importance.sum())
-        sums.add("importance_capped", (importance >= algorithm.importance_cap).sum())
+        importance, found = truncated_weights(old_logprobs, rollout_logprobs, algorithm.importance_cap)
+        sums.add("importance", found["weight"])
+        sums.add("importance_capped", found["capped"])
     loss, stats = policy_loss(
         logprobs,
         old_logprobs,
@@ -158,14 +160,14 @@ def train_pack(
     )
     sums.add("policy_loss", loss.detach())
     sums.add("clipped", stats["clipped"])
-    sums.add("kl_policy", stats["kl"])
+    sums.add("dual_clipped", stats["dual_clipped"])
+    sums.add("kl_policy", stats["kl_policy"])
     sums.add("entropy", entropy.sum())
     sums.add("tokens", len(batch.targets))
     if experience.ref_logprobs is not None and algorithm.kl_in == "loss":
-        estimate = kl(logprobs, flat(experience.ref_logprobs), algorithm.kl_estimator or "k3")
-        penalty = algorithm.kl_coef * (weights * estimate).sum()
-        sums.add("kl_loss", penalty.detach())
-        loss = loss + penalty
+        estimate, _ = kl_loss(logprobs, flat(experience.ref_logprobs), weights, algorithm.kl_estimator or "k3")
+        sums.add("kl_loss", algorithm.kl_coef * estimate.detach())
+        loss = loss + algorithm.kl_coef * estimate
 
     if models.critic is None:
         loss.backward()

@@ -23,7 +23,7 @@ from rlhfctl.trainers.sft_data import SftData, load_sft_rows, total_steps
 def train(ctx: RunContext) -> None:
     recipe = ctx.recipe
     assert isinstance(recipe, SftRecipe)
-    encoder = load_encoder(recipe.policy)
+    encoder = load_encoder(recipe.policy, ctx.say)
     data = load_sft_rows(recipe.data.train, recipe.data, encoder, recipe.seed, recipe.train.batch_size)
     policy = load_causal_lm(recipe.policy, ctx.device, recipe.seed)
     if recipe.policy.lora is not None:

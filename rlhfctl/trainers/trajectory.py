@@ -44,7 +44,7 @@ class Trajectory:
             "step": step,
             "index": self.index,
             "id": self.sample_id,
-            "prompt": encoder.decode(self.prompt_ids),
+            "prompt": encoder.tokenizer.decode(self.prompt_ids, skip_special_tokens=False),
             "response": self.text,
             "tokens": len(self.response_ids),
             "truncated": self.truncated,
