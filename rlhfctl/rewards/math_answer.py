@@ -1,0 +1,126 @@
+"""The verifier of mathematical answers: numbers by rules of our own, everything else by math-verify.
+
+math-verify bounds itself by signal alarms, which work in the main thread alone; here it runs in a child process
+without them, and the child is what has the time limit.
+"""
+
+import re
+from fractions import Fraction
+from typing import Any
+
+from rlhfctl.recipe.sections import VerifierSource
+from rlhfctl.rewards.answer_text import choice, final_answer, normalised, number, word
+from rlhfctl.rewards.child import Child, ChildDied, ChildTimeout
+from rlhfctl.rewards.child_loop import Handler, NotReady, serve
+from rlhfctl.rewards.outcome import Outcome
+
+SECONDS = 10.0  # for one comparison by math-verify
+TOLERANCE = Fraction(1, 10**6)  # relative
+
+# Powers, factorials and digit strings that a computer algebra system would work out for minutes. Refused by rule,
+# so that the reward of such an answer does not depend on how fast the machine is.
+HUGE = re.compile(r"\^\s*[{(]?\s*-?\d{3}|\*\*|\^[^^]*\^[^^]*\^|!|\d{40}")
+MATHEMATICS = re.compile(r"[\\^_/*+=(){}\[\]]|\d\s*-|-\s*\d|√|π|pi\b|sqrt|[^\W\d_]\d|\d[^\W\d_]")
+
+
+class MathAnswer:
+    """Callable: sample -> Outcome with metrics `correct` and `parsable`. Holds the child; `close` ends it."""
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.seconds = seconds
+        self._child = Child(__name__, [])
+
+    def __call__(self, sample: dict[str, Any], source: VerifierSource) -> Outcome:
+        reference = reference_answer(sample["label"])
+        if reference is None:
+            return Outcome(
+                "error", error=f"math_answer: no answer can be read from the label {sample['label']!r}"
+            )
+        response = sample["response"].strip()
+        # A response that is the reference, whatever that is ("Mrs. Hilt", "5:45"), needs no mark.
+        answer = reference if normalised(response) == normalised(reference) else final_answer(response)
+        if answer is None:
+            return Outcome("ok", source.unparsable, metrics={"correct": 0.0, "parsable": 0.0})
+        try:
+            correct = self._equal(answer, reference)
+        except ChildTimeout as error:
+            return Outcome("timeout", error=f"math_answer: {error} on {answer!r}")
+        except ChildDied as error:
+            return Outcome("error", error=f"math_answer: the process that runs math-verify {error}")
+        metrics = {"correct": float(correct), "parsable": 1.0}
+        return Outcome("ok", source.right if correct else source.wrong, metrics=metrics)
+
+    def _equal(self, answer: str, reference: str) -> bool:
+        verdict = equal_by_rules(answer, reference)
+        if verdict is not None:
+            return verdict
+        return bool(self._child.ask({"answer": answer, "reference": reference}, self.seconds))
+
+    def close(self) -> None:
+        self._child.close()
+
+
+def reference_answer(label: Any) -> str | None:
+    """The answer that a label stands for: a number, a short text, or a worked solution with a mark."""
+    if isinstance(label, bool) or (isinstance(label, (int, float)) and label == label):
+        return str(label)
+    if not isinstance(label, str) or not label.strip():
+        return None
+    marked = "\n" in label or "####" in label or "\\boxed" in label
+    return final_answer(label) if marked else label.strip()
+
+
+def equal_by_rules(answer: str, reference: str) -> bool | None:
+    """True or False where plain rules can tell, None where it takes algebra."""
+    if normalised(answer) == normalised(reference):
+        return True
+    if word(reference) == normalised(reference):
+        return word(answer) == word(reference)
+    if choice(reference) and len(normalised(reference).strip("()")) == 1:
+        return choice(answer) == choice(reference)
+    right, given = number(reference), number(answer)
+    if right is not None and given is not None:
+        if ("%" in answer) != ("%" in reference) and _close(
+            given / 100 if "%" in answer else given * 100, right
+        ):
+            return True
+        return _close(given, right) or _rounded(answer, given, right)
+    if HUGE.search(answer) or not (MATHEMATICS.search(answer) or MATHEMATICS.search(reference)):
+        return False
+    return None
+
+
+def _close(given: Fraction, right: Fraction) -> bool:
+    return abs(given - right) <= TOLERANCE * max(abs(right), Fraction(1))
+
+
+def _rounded(answer: str, given: Fraction, right: Fraction) -> bool:
+    """3.33 for 3.3333: the reference rounded to the two or more decimals that the answer has."""
+    decimals = re.search(r"\.(\d{2,})", answer)
+    if not decimals or "/" in answer:
+        return False
+    unit = Fraction(1, 10 ** len(decimals.group(1)))
+    return abs(given - right) <= unit / 2
+
+
+def main(argv: list[str]) -> None:
+    """The child."""
+    serve(_prepare)
+
+
+def _prepare() -> Handler:
+    import logging
+
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        raise NotReady("needs math-verify for this answer: pip install 'rlhfctl[train]'") from None
+    logging.disable(logging.ERROR)  # it warns of each missing timeout; the time limit is the parent's
+
+    def handle(request: dict[str, str]) -> bool:
+        reference, answer = (
+            parse(f"${request[key].strip('$')}$", parsing_timeout=None) for key in ("reference", "answer")
+        )
+        return bool(reference and answer and verify(reference, answer, timeout_seconds=None))
+
+    return handle
