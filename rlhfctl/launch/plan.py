@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhfctl.errors import UsageError
-from rlhfctl.launch.nodes import Node
 from rlhfctl.preflight.devices import Machine
+from rlhfctl.preflight.nodes import Node
 from rlhfctl.recipe.sections import Launch
 
 DEFAULTS = {
@@ -50,10 +49,9 @@ def processes_per_node(launch: Launch, gpu_count: int) -> int:
 
 
 def make_plan(launch: Launch, machine: Machine, environ: Mapping[str, str], node: Node | None = None) -> Plan:
-    """Raises UsageError where launch keys contradict each other. `node` is needed for nnodes > 1 alone."""
+    """`node` is needed for nnodes > 1 alone. That the launch keys agree is the recipe schema's business."""
     gpu_count = len(machine.usable_gpus)
     processes = processes_per_node(launch, gpu_count)
-    check_keys(launch, processes, gpu_count)
     several = processes * launch.nnodes > 1
     launcher: Literal["inline", "torchrun"] = "inline"
     if launch.launcher == "torchrun" or (launch.launcher == "auto" and (several or launch.max_restarts)):
@@ -78,36 +76,6 @@ def make_plan(launch: Launch, machine: Machine, environ: Mapping[str, str], node
         env,
         node if several else None,
     )
-
-
-def check_keys(launch: Launch, processes: int, gpu_count: int) -> None:
-    """A launch key that this launch would ignore is an error, never silence."""
-    if launch.launcher == "inline" and processes * launch.nnodes > 1:
-        raise UsageError(
-            f"launch.launcher inline is one process, but launch asks for {processes * launch.nnodes}: "
-            "use torchrun or auto"
-        )
-    if launch.launcher == "inline" and launch.max_restarts:
-        raise UsageError(
-            "launch.max_restarts needs launch.launcher torchrun: inline has nobody to restart it"
-        )
-    if launch.nnodes > 1 and launch.rdzv_endpoint is None:
-        raise UsageError(
-            "launch.nnodes > 1 needs launch.rdzv_endpoint: host:port of node 0, the same on all nodes"
-        )
-    if launch.nnodes == 1 and launch.rdzv_endpoint is not None:
-        raise UsageError("launch.rdzv_endpoint is for launch.nnodes > 1: remove it or set nnodes")
-    if launch.nnodes == 1 and launch.node_rank is not None:
-        raise UsageError("launch.node_rank is for launch.nnodes > 1: remove it or set nnodes")
-    if launch.node_rank is not None and not launch.node_rank < launch.nnodes:
-        raise UsageError(
-            f"launch.node_rank {launch.node_rank} does not exist in {launch.nnodes} nodes: they count from 0"
-        )
-    if gpu_count and processes > gpu_count:
-        raise UsageError(
-            f"launch.nproc_per_node is {processes} and this machine has {gpu_count} usable GPU(s): "
-            "one process per GPU at most (CUDA_VISIBLE_DEVICES= runs on the CPU)"
-        )
 
 
 def threads_per_process(launch: Launch, cores: int, processes: int, environ: Mapping[str, str]) -> int:

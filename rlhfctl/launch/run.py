@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from rlhfctl.failure import Failure, first_failure, report_lines
 from rlhfctl.launch.inline import run_inline
-from rlhfctl.launch.nodes import Node, this_node
 from rlhfctl.launch.plan import Plan, make_plan
 from rlhfctl.launch.process import AgentResult, agent_root_cause, describe_exit, run_agent
 from rlhfctl.launch.record import changes_since, read_launch, write_launch
 from rlhfctl.launch.torchrun import torchrun_argv
 from rlhfctl.preflight.devices import this_machine
+from rlhfctl.preflight.nodes import Node, this_node
 from rlhfctl.run_dir import RunDir
 
 if TYPE_CHECKING:

@@ -249,3 +249,18 @@ class Launch(Section):
     max_restarts: NonNegative = Field(0, description="restarts from the newest checkpoint after a worker died")
     threads: Literal["auto"] | Positive = Field("auto", description="CPU threads per process; auto: cores / processes")
     timeout: float = Field(1800.0, gt=0, description="seconds a rank waits for the others before the run fails")
+
+    @model_validator(mode="after")
+    def keys_agree(self) -> "Launch":
+        if self.launcher == "inline":
+            if self.nnodes > 1 or (self.nproc_per_node != "auto" and self.nproc_per_node > 1):
+                raise ValueError("launch.launcher inline is one process: use torchrun or auto for several")
+            if self.max_restarts:
+                raise ValueError("launch.max_restarts needs launch.launcher torchrun: inline has nobody to restart it")
+        if self.nnodes > 1 and self.rdzv_endpoint is None:
+            raise ValueError("launch.nnodes > 1 needs launch.rdzv_endpoint: host:port of node 0, equal on all nodes")
+        if self.nnodes == 1 and (self.rdzv_endpoint is not None or self.node_rank is not None):
+            raise ValueError("launch.rdzv_endpoint and launch.node_rank are for launch.nnodes > 1")
+        if self.node_rank is not None and self.node_rank >= self.nnodes:
+            raise ValueError(f"launch.node_rank {self.node_rank} does not exist: {self.nnodes} nodes count from 0")
+        return self

@@ -27,7 +27,9 @@ def agent_argv(tmp_path: Path, body: str, processes: int = 2) -> list[str]:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "scripted_worker.py").write_text(textwrap.dedent(body))
     plan = make_plan(Launch(nproc_per_node=processes, launcher="torchrun"), BOX, {})  # type: ignore[call-arg]
-    return torchrun_argv(plan, "test", tmp_path / "torchrun", None, ["scripted_worker", str(tmp_path), "rlhfctl.worker"])
+    return torchrun_argv(
+        plan, "test", tmp_path / "torchrun", None, ["scripted_worker", str(tmp_path), "rlhfctl.worker"]
+    )
 
 
 def run(tmp_path: Path, body: str, processes: int = 2) -> tuple[AgentResult, str]:

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from rlhfctl.errors import Unable, UsageError
-from rlhfctl.launch.nodes import interface_of, is_local, port_is_free, split_endpoint, this_node
+from rlhfctl.preflight.nodes import interface_of, is_local, port_is_free, split_endpoint, this_node
 
 
 def test_loopback_leads_itself() -> None:
