@@ -8,10 +8,11 @@ import re
 from fractions import Fraction
 
 LONGEST = 300  # characters of an answer; what is longer is no final answer
+MARKS_TRIED = 20  # from the end; a response of nothing but marks must not cost more than another
 
 NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+"
 MARKS = re.compile(
-    r"\\boxed\s*(?={)|####|(?:^|\n)\s*(?:A|Answer|Final answer)\s*:|\banswer\s+is\b\s*:?|\banswer\s*:",
+    r"\\boxed[ \t]*(?={)|####|(?:^|\n)[ \t]*(?:A|Answer|Final answer)[ \t]*:|\banswer[ \t]+is\b[ \t]*:?|\banswer[ \t]*:",
     re.IGNORECASE,
 )
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's <<48/2=24>>
@@ -38,8 +39,8 @@ LATEX_TEXT = re.compile(r"\\(?:text|mbox|textbf)\s*{([^{}]*)}")
 def final_answer(text: str) -> str | None:
     """The answer part of a solution, or None where nothing in it could be one."""
     text = CALCULATOR.sub("", text).strip()
-    for mark in reversed(list(MARKS.finditer(text))):
-        rest = text[mark.end() :]
+    for mark in reversed(list(MARKS.finditer(text))[-MARKS_TRIED:]):
+        rest = text[mark.end() : mark.end() + 4 * LONGEST]
         answer = _braced(rest) if "boxed" in mark.group() else _sentence(rest)
         if answer:
             return answer if len(answer) <= LONGEST else None
