@@ -27,7 +27,7 @@ def truncated_weights(
     old_logprobs: the trainer's, with the weights of the rollout; rollout_logprobs: the sampler's. mask: default all.
     """
     mask = torch.ones_like(old_logprobs, dtype=torch.bool) if mask is None else mask.bool()
-    raw = torch.where(mask, old_logprobs.detach() - rollout_logprobs.detach(), 0.0).exp()
+    raw = (old_logprobs.detach() - rollout_logprobs.detach()).exp()
     weights = torch.where(mask, raw.clamp(max=cap), 0.0)
     metrics = {"tokens": mask.sum(), "capped": ((raw > cap) & mask).sum(), "weight": weights.sum()}
     return weights, metrics

@@ -36,7 +36,7 @@ def token_weights(
     if loss_mean == "token":
         weights = torch.full_like(lengths, 1.0 / _positive(total_tokens, "total_tokens"))
     elif loss_mean == "sequence":
-        weights = 1.0 / (_positive(total_samples, "total_samples") * lengths.clamp(min=1))
+        weights = 1.0 / (_positive(total_samples, "total_samples") * lengths)
     elif loss_mean == "constant":
         normaliser = _positive(total_samples, "total_samples") * _positive(max_new_tokens, "max_new_tokens")
         weights = torch.full_like(lengths, 1.0 / normaliser)

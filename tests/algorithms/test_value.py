@@ -26,47 +26,48 @@ def doubles(*values: float) -> Tensor:
 #   2.0  1.0    0.0  1.5   4.00     2.25      4.00   moved past the clip away from R  2.0 = V - R
 #   1.2  1.0    2.0  1.2   0.64     0.64      0.64   inside                          -0.8
 #   0.0  1.0    0.4  0.5   0.16     0.01      0.16   overshot R                      -0.4
-VALUES, OLD, RETURNS = doubles(2, 2, 1.2, 0), doubles(1, 1, 1, 1), doubles(3, 0, 2, 0.4)
-WORST = doubles(2.25, 4.0, 0.64, 0.16)
-GRADIENTS = doubles(0, 2.0, -0.8, -0.4)
+#   0.0  1.0   -1.0  0.5   1.00     2.25      2.25   past the clip downwards, to R    0
+VALUES, OLD, RETURNS = doubles(2, 2, 1.2, 0, 0), doubles(1, 1, 1, 1, 1), doubles(3, 0, 2, 0.4, -1)
+WORST = doubles(2.25, 4.0, 0.64, 0.16, 2.25)
+GRADIENTS = doubles(0, 2.0, -0.8, -0.4, 0)
 
 
 def test_each_case_of_the_table(m: ModuleType) -> None:
-    for case in range(4):
-        weights = torch.zeros(4, dtype=torch.float64)
+    for case in range(5):
+        weights = torch.zeros(5, dtype=torch.float64)
         weights[case] = 0.5
         values = VALUES.clone().requires_grad_()
         loss, metrics = m.value_loss(values, OLD, RETURNS, weights, 0.5)
         loss.backward()
         assert_close(loss.detach(), 0.25 * WORST[case], rtol=0, atol=1e-14)
         assert values.grad is not None
-        expected = torch.zeros(4, dtype=torch.float64)
+        expected = torch.zeros(5, dtype=torch.float64)
         expected[case] = 0.5 * GRADIENTS[case]
         assert_close(values.grad, expected, rtol=0, atol=1e-14)
         assert metrics["tokens"] == 1
 
 
 def test_the_loss_is_the_weighted_sum_and_metrics_are_sums(m: ModuleType) -> None:
-    # weights .1 .. .4: (.225 + .8 + .192 + .064) / 2 = .6405; squared errors 1 + 4 + .64 + .16 = 5.8
+    # weights .1 .. .5: (.225 + .8 + .192 + .064 + 1.125) / 2 = 1.203; squared errors 1 + 4 + .64 + .16 + 1 = 6.8
     loss, metrics = m.value_loss(
-        VALUES.clone().requires_grad_(), OLD, RETURNS, doubles(0.1, 0.2, 0.3, 0.4), 0.5
+        VALUES.clone().requires_grad_(), OLD, RETURNS, doubles(0.1, 0.2, 0.3, 0.4, 0.5), 0.5
     )
-    assert_close(loss.detach(), torch.tensor(0.6405, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert_close(loss.detach(), torch.tensor(1.203, dtype=torch.float64), rtol=0, atol=1e-14)
     assert set(metrics) == {"tokens", "clipped", "squared_error"}
-    assert metrics["tokens"] == 4
-    assert metrics["clipped"] == 1
-    assert_close(metrics["squared_error"], torch.tensor(5.8, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert metrics["tokens"] == 5
+    assert metrics["clipped"] == 2
+    assert_close(metrics["squared_error"], torch.tensor(6.8, dtype=torch.float64), rtol=0, atol=1e-14)
     assert not any(number.requires_grad for number in metrics.values())
 
 
 def test_without_a_clip_it_is_half_the_squared_error(m: ModuleType) -> None:
-    # (1 + 4 + .64 + .16) / 2 / 4 = .725, gradient (V - R) / 4
+    # (1 + 4 + .64 + .16 + 1) / 2 / 4 = .85, gradient (V - R) / 4
     values = VALUES.clone().requires_grad_()
-    loss, metrics = m.value_loss(values, OLD, RETURNS, torch.full((4,), 0.25, dtype=torch.float64), None)
+    loss, metrics = m.value_loss(values, OLD, RETURNS, torch.full((5,), 0.25, dtype=torch.float64), None)
     loss.backward()
-    assert_close(loss.detach(), torch.tensor(0.725, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert_close(loss.detach(), torch.tensor(0.85, dtype=torch.float64), rtol=0, atol=1e-14)
     assert values.grad is not None
-    assert_close(values.grad, doubles(-0.25, 0.5, -0.2, -0.1), rtol=0, atol=1e-14)
+    assert_close(values.grad, doubles(-0.25, 0.5, -0.2, -0.1, 0.25), rtol=0, atol=1e-14)
     assert metrics["clipped"] == 0
 
 

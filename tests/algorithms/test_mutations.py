@@ -1,0 +1,272 @@
+"""The hand-number tests are able to fail: each file of algorithms/, broken in one place, fails at least one of them.
+
+A mutation is a text of the file and what replaces it. The text must occur exactly once, so a refactoring cannot skip a
+mutation in silence. The tests that are run against the broken module are those of test_FILE.py whose only argument is
+`m`, the module under test.
+"""
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from rlhfctl import algorithms
+
+HERE = Path(__file__).resolve().parent
+SOURCES = Path(algorithms.__file__).resolve().parent
+
+MUTATIONS: dict[str, list[tuple[str, str]]] = {
+    "masking": [
+        ("1.0 / _positive(total_tokens", "1.0 / lengths.sum() + 0 * _positive(total_tokens"),  # local, not global
+        ('"total_samples") * lengths)', '"total_samples") * lengths.mean())'),
+        ('"total_samples") * lengths)', '"total_samples"))'),
+        ('_positive(max_new_tokens, "max_new_tokens")', "lengths.max()"),
+        ('_positive(total_samples, "total_samples") * lengths', "len(lengths) * lengths"),
+        ('_positive(total_samples, "total_samples") * _positive', "len(lengths) * _positive"),
+        ("return torch.where(some, weights, 0.0)", "return weights"),
+        ("some = lengths > 0", "some = lengths > 1"),
+        ("torch.repeat_interleave(per_sample, lengths", "per_sample.repeat(int(lengths[0])) if 1 else (lengths"),
+        ("[None] < lengths[:, None]", "[None] <= lengths[:, None]"),
+        ("((rewards != 0) & ~mask)", "((rewards > 0) & ~mask)"),
+        ("((rewards != 0) & ~mask)", "((rewards != 0) & mask)"),
+        ("if value <= 0:", "if value < 0:"),
+    ],
+    "sft": [
+        ("nll = -torch.where", "nll = torch.where"),
+        ("torch.where(taken, logprobs, 0.0)", "logprobs"),
+        ("(weights * nll).sum()", "(weights * nll).mean()"),
+        ("(weights * nll).sum()", "nll.sum()"),
+        ("nll.detach().sum()", "nll.sum()"),
+        ("nll.detach().sum()", "(weights * nll).detach().sum()"),
+        ("taken = weights != 0", "taken = weights > -1"),
+    ],
+    "kl": [
+        ("d = logprobs - ref_logprobs", "d = ref_logprobs - logprobs"),
+        ("0.5 * d.square()", "d.square()"),
+        ("0.5 * d.square()", "0.5 * d.abs()"),
+        ("torch.expm1(-d) + d", "torch.expm1(d) - d"),
+        ("torch.expm1(-d) + d", "torch.expm1(-d) - d"),
+        ("torch.expm1(-d) + d", "torch.exp(-d) - 1 + d"),
+        ("torch.expm1(-d) + d", "(torch.expm1(-d) + d).clamp(-10, 10)"),
+        ("        return d\n", "        return d.clamp(-10, 10)\n"),
+        ("LARGE = 20.0", "LARGE = 19.0"),
+        (".abs() > LARGE", " > LARGE"),
+        (".abs() > LARGE", ".abs() >= LARGE"),
+        ("if mask is not None:", "if False:"),
+        ("logprobs.detach(), ref_logprobs.detach()", "logprobs, ref_logprobs"),
+        ("torch.where(taken, ref_logprobs.detach(), 0.0)", "torch.where(taken, ref_logprobs, 0.0)"),
+        ("logprobs = torch.where(taken, logprobs, 0.0)", "logprobs = logprobs"),
+        ("(weights * kl(logprobs", "(kl(logprobs"),
+        ("kl_sums(logprobs, ref_logprobs, taken)", "kl_sums(logprobs, ref_logprobs)"),
+    ],
+    "gae": [
+        ("+ gamma * next_value - values", "- gamma * next_value - values"),
+        ("+ gamma * next_value - values", "+ next_value - values"),
+        ("+ gamma * next_value - values", "+ gamma * next_value + values"),
+        ("delta + gamma * lam * next_advantage", "delta + lam * next_advantage"),
+        ("delta + gamma * lam * next_advantage", "delta + gamma * next_advantage"),
+        ("delta + gamma * lam * next_advantage", "delta"),
+        ("range(values.shape[1] - 1, -1, -1)", "range(values.shape[1] - 1, 0, -1)"),
+        ("range(values.shape[1] - 1, -1, -1)", "range(values.shape[1] - 2, -1, -1)"),
+        ("range(values.shape[1] - 1, -1, -1)", "range(values.shape[1])"),
+        ("torch.where(here, advantage, next_advantage)", "torch.where(here, advantage, 0.0)"),
+        ("torch.where(here, advantage, next_advantage)", "advantage"),
+        ("torch.where(here, values[:, t], next_value)", "torch.where(here, values[:, t], 0.0)"),
+        ("torch.where(here, values[:, t], next_value)", "values[:, t]"),
+        ("torch.where(here, advantage, 0.0)", "advantage"),
+        ("torch.where(mask, advantages + values, 0.0)", "advantages + values"),
+        ("torch.where(mask, advantages + values, 0.0)", "torch.where(mask, advantages - values, 0.0)"),
+        ("    refuse_outside(rewards, mask)\n", ""),
+        ('/ count - mean**2, 0.0)', '/ max(count - 1, 1.0) - mean**2, 0.0)'),
+        ('/ count - mean**2, 0.0)', '/ count, 0.0)'),
+        ("(variance + WHITEN_EPS) ** -0.5", "1 / (variance**0.5 + WHITEN_EPS)"),
+        ("(variance + WHITEN_EPS) ** -0.5", "(variance + WHITEN_EPS) ** -1"),
+        ("WHITEN_EPS = 1e-8", "WHITEN_EPS = 1e-5"),
+        ("(x.double() - mean) * scale", "x.double() * scale"),
+        ("chosen = x[mask.bool()].double()", "chosen = x.nan_to_num().double()"),
+        ("sums = sums or whiten_sums(x, mask)", "sums = whiten_sums(x, mask)"),
+        ("torch.where(mask.bool(), (x.double()", "torch.where(~x.isnan(), (x.double()"),
+        ("max(sums[\"count\"], 1.0)", "sums[\"count\"]"),
+        (".to(x.dtype)", ""),
+    ],
+    "advantages": [
+        ("groups - total / count", "groups + total / count"),
+        ("total / count.clamp(min=1)", "total / n"),
+        ("(total - groups) / others", "total / others"),
+        ("(total - groups) / others", "(total - groups) / count"),
+        ("advantages = groups - (total", "advantages = groups + (total"),
+        ("others = (count - 1)", "others = count"),
+        (".square().sum(1, keepdim=True) / others", ".square().sum(1, keepdim=True) / count"),
+        (".square().sum(1, keepdim=True) / others", ".abs().sum(1, keepdim=True) / others"),
+        ("torch.where(valid, centred, 0.0)", "centred"),
+        ("(variance.sqrt() + std_eps)", "(variance + std_eps).sqrt()"),
+        ("(variance.sqrt() + std_eps)", "variance.sqrt()"),
+        ("torch.where(valid, scores.view(-1, n), 0.0)", "scores.view(-1, n).nan_to_num(1.0)"),
+        ("torch.where(valid, groups, torch.inf)", "groups"),
+        ("torch.where(valid, groups, -torch.inf)", "groups"),
+        ("flat = lowest >= highest", "flat = lowest > highest"),
+        ("valid & ~flat[:, None]", "valid"),
+        ("valid & ~flat[:, None]", "~flat[:, None]"),
+        ("scores.view(-1, n), 0.0)", "scores.view(n, -1).t(), 0.0)"),
+        ("if n < 2 or", "if"),
+        ("if not bool(torch.isfinite(scores[valid]).all()):", "if False:"),
+        ("rewards[:, t] + gamma * following", "rewards[:, t] + following"),
+        ("rewards[:, t] + gamma * following", "rewards[:, t] - gamma * following"),
+        ("range(rewards.shape[1] - 1, -1, -1)", "range(rewards.shape[1] - 1, 0, -1)"),
+        ("torch.where(here, current, following)", "current"),
+        ("torch.where(here, current, following)", "torch.where(here, current, 0.0)"),
+        ("torch.where(here, current, 0.0)", "current"),
+        ("    refuse_outside(rewards, mask)\n", ""),
+    ],
+    "ppo": [
+        ("logprobs - old_logprobs.detach()", "old_logprobs.detach() - logprobs"),
+        ("old_logprobs.detach()", "old_logprobs"),
+        ("advantages.detach()", "advantages"),
+        ("importance.detach()", "importance"),
+        ("torch.where(taken, logprobs - old_logprobs.detach(), 0.0)", "logprobs - old_logprobs.detach()"),
+        ("torch.where(taken, advantages.detach(), 0.0)", "advantages.detach()"),
+        ("torch.where(taken, importance.detach(), 0.0)", "importance.detach()"),
+        ("ratio = log_ratio.exp()", "ratio = 1 + log_ratio"),
+        ("1.0 - clip_low, 1.0 + clip_high", "1.0 - clip_low, 1.0 + clip_low"),
+        ("1.0 - clip_low, 1.0 + clip_high", "1.0 - clip_high, 1.0 + clip_high"),
+        ("1.0 - clip_low, 1.0 + clip_high", "1.0 - clip_high, 1.0 + clip_low"),
+        ("surrogate = torch.min(unclipped, clipped)", "surrogate = torch.max(unclipped, clipped)"),
+        ("surrogate = torch.min(unclipped, clipped)", "surrogate = unclipped"),
+        ("surrogate = torch.min(unclipped, clipped)", "surrogate = clipped"),
+        ("advantages < 0, torch.max", "advantages > 0, torch.max"),
+        ("torch.where(advantages < 0, torch.max(surrogate", "torch.where(advantages < 9, torch.max(surrogate"),
+        ("torch.max(surrogate, dual_clip * advantages)", "torch.min(surrogate, dual_clip * advantages)"),
+        ("torch.max(surrogate, dual_clip * advantages)", "torch.max(surrogate, dual_clip + advantages)"),
+        ("per_token = -bounded", "per_token = bounded"),
+        ("per_token = -bounded", "per_token = -surrogate"),
+        ("if importance is not None:", "if False:"),
+        ("(weights * per_token).sum()", "(weights * per_token).mean()"),
+        ("(weights * per_token).sum()", "per_token.mean()"),
+        ('"clipped": (clipped < unclipped)', '"clipped": (clipped > unclipped)'),
+        ('"clipped": (clipped < unclipped)', '"clipped": (clipped != unclipped)'),
+        ("(bounded > surrogate)", "(bounded >= surrogate)"),
+        ("(ratio * taken)", "(ratio)"),
+        ("torch.expm1(log_ratio) - log_ratio", "torch.expm1(-log_ratio) + log_ratio"),
+        ("with torch.no_grad():", "if True:"),
+    ],
+    "value": [
+        ("torch.where(taken, values, 0.0)", "values"),
+        ("torch.where(taken, old_values.detach(), 0.0)", "old_values.detach()"),
+        ("torch.where(taken, returns.detach(), 0.0)", "returns.detach()"),
+        ("old_values.detach()", "old_values"),
+        ("returns.detach()", "returns"),
+        ("torch.max(plain,", "torch.min(plain,"),
+        ("worst = torch.max(plain, (near - returns).square())", "worst = (near - returns).square()"),
+        ("if clip is not None:", "if False:"),
+        ("old_values + (values - old_values)", "returns + (values - old_values)"),
+        ("old_values + (values - old_values)", "old_values - (values - old_values)"),
+        (".clamp(-clip, clip)", ".clamp(max=clip)"),
+        (".clamp(-clip, clip)", ".clamp(min=-clip)"),
+        (".clamp(-clip, clip)", ".clamp(-2 * clip, 2 * clip)"),
+        ("return 0.5 * (weights", "return (weights"),
+        ("(weights * worst).sum()", "(weights * worst).mean()"),
+        ("(weights * worst).sum()", "worst.sum()"),
+        ("plain = (values - returns).square()", "plain = (values - returns).abs()"),
+        ("(worst > plain)", "(worst >= plain)"),
+        ("with torch.no_grad():", "if True:"),
+        ("target = returns[chosen].double()", "target = returns.double()"),
+        ("- (sums[\"errors\"] / count) ** 2", ""),
+        ("- (sums[\"returns\"] / count) ** 2", ""),
+        ("return 1.0 - max(left, 0.0) / spread", "return max(left, 0.0) / spread"),
+        ("if spread <= 1e-12", "if spread < 0 * 1e-12"),
+        ("max(sums[\"count\"], 1.0)", "sums[\"count\"]"),
+    ],
+    "importance": [
+        ("old_logprobs.detach() - rollout_logprobs.detach()", "rollout_logprobs.detach() - old_logprobs.detach()"),
+        ("old_logprobs.detach() - rollout_logprobs.detach()", "old_logprobs - rollout_logprobs"),
+        ("raw.clamp(max=cap)", "raw"),
+        ("raw.clamp(max=cap)", "raw.clamp(min=1.0, max=cap)"),
+        ("raw.clamp(max=cap)", "torch.where(raw > cap, 0.0, raw)"),
+        ("rollout_logprobs.detach()).exp()", "rollout_logprobs.detach())"),
+        ("((raw > cap) & mask)", "(raw > cap)"),
+        ("((raw > cap) & mask)", "((raw < cap) & mask)"),
+        ("weights = torch.where(mask, raw.clamp(max=cap), 0.0)", "weights = raw.clamp(max=cap)"),
+        ("\"tokens\": mask.sum()", "\"tokens\": torch.tensor(mask.numel())"),
+    ],
+    "rewards_to_tokens": [
+        ("rewards - kl_coef", "rewards + kl_coef"),
+        ("kl_coef * torch.where", "torch.where"),
+        ("torch.where(mask, kl, 0.0)", "kl.nan_to_num()"),
+        ("rewards + token_reward", "rewards - token_reward"),
+        ("rewards + token_reward", "rewards"),
+        ("        refuse_outside(token_reward, mask)\n", ""),
+        ("torch.where(mask, positions, -1).amax(1)", "mask.sum(1) - 1"),
+        ("torch.where(mask, positions, -1).amax(1)", "positions[-1]"),
+        ("torch.where(mask, positions, -1).amax(1)", "torch.where(mask, positions, -1).amax(1) - 1"),
+        ("last] += scores", "last] = scores"),
+        ("last] += scores", "last] -= scores"),
+        ("if not bool(mask.any(1).all()):", "if not bool(mask.any()):"),
+        ("rewards = torch.zeros(mask.shape,", "rewards = kl if kl is not None else torch.zeros(mask.shape,"),
+    ],
+}  # fmt: skip
+
+CASES = [(name, old, new) for name, pairs in MUTATIONS.items() for old, new in pairs]
+
+
+@cache
+def source(name: str) -> str:
+    return (SOURCES / f"{name}.py").read_text()
+
+
+@cache
+def checks(name: str) -> list[Callable[[ModuleType], None]]:
+    """The hand-number tests of one file."""
+    spec = importlib.util.spec_from_file_location(f"checks_of_{name}", HERE / f"test_{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tests)
+    found = [
+        function
+        for key, function in vars(tests).items()
+        if key.startswith("test_") and list(inspect.signature(function).parameters) == ["m"]
+    ]
+    assert found
+    return found
+
+
+def load(name: str, text: str) -> ModuleType:
+    module = ModuleType(f"broken_{name}")
+    exec(compile(text, f"{name}.py, broken", "exec"), module.__dict__)
+    return module
+
+
+def failures(name: str, module: ModuleType) -> list[str]:
+    """Names of the tests that fail on the module."""
+    failed = []
+    for check in checks(name):
+        try:
+            check(module)
+        except (NameError, AttributeError, TypeError):
+            raise  # the mutation does not run: it proves nothing
+        except (Exception, pytest.fail.Exception):  # pytest.raises fails with an exception of its own family
+            failed.append(check.__name__)
+    return failed
+
+
+def test_every_file_has_mutations_and_there_are_enough() -> None:
+    assert set(MUTATIONS) == {path.stem for path in SOURCES.glob("*.py")} - {"__init__"}
+    assert len(set(CASES)) == len(CASES) >= 40
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_the_source_as_it_is_passes(name: str) -> None:
+    assert failures(name, load(name, source(name))) == []
+
+
+@pytest.mark.parametrize(("name", "old", "new"), CASES)
+def test_a_broken_file_fails_its_tests(name: str, old: str, new: str) -> None:
+    code = source(name)
+    assert code.count(old) == 1, (
+        f"{name}.py holds {old!r} {code.count(old)} times: bring the mutation up to date"
+    )
+    assert failures(name, load(name, code.replace(old, new))), f"no test of {name} notices {old!r} -> {new!r}"
