@@ -12,7 +12,8 @@ MARKS_TRIED = 20  # from the end; a response of nothing but marks must not cost 
 
 NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+"
 MARKS = re.compile(
-    r"\\boxed[ \t]*(?={)|####|(?:^|\n)[ \t]*(?:A|Answer|Final answer)[ \t]*:|\banswer[ \t]+is\b[ \t]*:?|\banswer[ \t]*:",
+    r"\\boxed[ \t]*(?={)|####|(?:^|\n)[ \t]*(?:A|Answer|Final answer)[ \t]*:"
+    r"|\banswer[ \t]+is\b[ \t]*:?|\banswer[ \t]*:",
     re.IGNORECASE,
 )
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's <<48/2=24>>

@@ -1,3 +1,4 @@
+import time
 from fractions import Fraction
 
 import pytest
