@@ -80,7 +80,9 @@ def run(name: str, options: argparse.Namespace, model: Path, data: Path) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(WORKLOADS))
     parser.add_argument("--model", type=Path, help="model directory; MODEL-rm beside it is the reward model")
     parser.add_argument("--bigvocab", type=Path, help="the model of sft-bigvocab")
@@ -106,7 +108,10 @@ def main() -> None:
             make_data(small, data)
         for _ in range(options.repeat):
             for name in names:
-                print(json.dumps(run(name, options, large if name == "sft-bigvocab" else small, data)), flush=True)
+                print(
+                    json.dumps(run(name, options, large if name == "sft-bigvocab" else small, data)),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

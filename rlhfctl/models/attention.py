@@ -21,7 +21,9 @@ NAME = "rlhfctl"
 class Layout(Protocol):
     """What may attend to what in one forward pass."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
         """query [B, H, T, D], key and value [B, K, T, D] -> [B, H, T, D]."""
         ...
 
@@ -48,13 +50,17 @@ class PackedLayout:
             start += length
         return cls(runs)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
         _, heads, _, dim = query.shape
         pieces = []
         for start, documents, length in self.runs:
             end = start + documents * length
 
-            def split(x: Tensor, start: int = start, end: int = end, b: int = documents, n: int = length) -> Tensor:
+            def split(
+                x: Tensor, start: int = start, end: int = end, b: int = documents, n: int = length
+            ) -> Tensor:
                 return x[0, :, start:end].unflatten(1, (b, n)).transpose(0, 1)  # (B, heads, L, D)
 
             out = causal_attention(split(query), split(key), split(value), scale, window)
@@ -62,7 +68,9 @@ class PackedLayout:
         return torch.cat(pieces, dim=1).unsqueeze(0) if len(pieces) > 1 else pieces[0].unsqueeze(0)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None) -> Tensor:
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+) -> Tensor:
     """Causal attention inside each document: [B, H, L, D] x [B, K, L, D] -> [B, H, L, D]."""
     length = query.shape[2]
     if window is not None and length > window:
@@ -74,7 +82,13 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, wi
 
 
 def sdpa(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """scaled_dot_product_attention with grouped heads; bfloat16 on CPU is computed in float32.
 

@@ -3,11 +3,13 @@
 import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from rlhfctl.errors import Refused
+from rlhfctl.models.load import config_of
 from rlhfctl.recipe.sections import Policy
 
 TOKENIZER_FILES = (
@@ -29,12 +31,12 @@ def export_policy(model: nn.Module, policy: Policy, directory: Path, merge: bool
     directory.mkdir(parents=True, exist_ok=True)
     if merge:
         model = merged_copy(model)
-    attention = model.config._attn_implementation
-    model.config._attn_implementation = "sdpa"  # ours is unknown to whoever loads this
+    attention = config_of(model)._attn_implementation
+    config_of(model)._attn_implementation = "sdpa"  # ours is unknown to whoever loads this
     try:
         model.save_pretrained(directory)  # type: ignore[operator]
     finally:
-        model.config._attn_implementation = attention
+        config_of(model)._attn_implementation = attention
     copy_tokenizer(policy, directory)
 
 
@@ -44,7 +46,7 @@ def merged_copy(model: nn.Module) -> nn.Module:
     merged = copy.deepcopy(model)
     for name, module in list(merged.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge()  # type: ignore[operator]
+            module.merge()
             parent = merged.get_submodule(name.rpartition(".")[0]) if "." in name else merged
             setattr(parent, name.rpartition(".")[2], module.get_base_layer())
     merged._hf_peft_config_loaded = False  # type: ignore[assignment]
@@ -81,9 +83,11 @@ def load_trainable(model: nn.Module, directory: Path) -> None:
     if (directory / "adapter_config.json").is_file():
         from peft import set_peft_model_state_dict
 
-        report = set_peft_model_state_dict(model, tensors)
+        report: Any = set_peft_model_state_dict(model, tensors)
         if report.unexpected_keys:
-            raise Refused(f"{directory} holds adapter weights this model has not: {report.unexpected_keys[0]}")
+            raise Refused(
+                f"{directory} holds adapter weights this model has not: {report.unexpected_keys[0]}"
+            )
         return
     parameters = dict(model.named_parameters())
     lost = sorted(set(parameters) - set(tensors))

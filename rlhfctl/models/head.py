@@ -62,10 +62,8 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for index, start in enumerate(range(0, rows, chunk_rows(vocabulary))):
             part = slice(start, min(start + chunk_rows(vocabulary), rows))
-            if kept:
-                probabilities = kept[index]
-            else:
-                probabilities = chunk_logits(hidden[part], weight, ctx.temperature).softmax(1)
+            fresh = None if kept else chunk_logits(hidden[part], weight, ctx.temperature).softmax(1)
+            probabilities = kept[index] if fresh is None else fresh
             scale = grad_logprobs[part, None] / ctx.temperature
             grad_logits = probabilities * -scale  # d logp / d logit = onehot - p
             grad_logits.scatter_add_(1, targets[part, None], scale)
@@ -81,7 +79,7 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """log softmax(hidden @ weight.T / temperature) at the targets, and the entropy of each distribution.
 
-    hidden [N, H], weight [V, H], targets [N] -> logprobs [N] in nats, float32, differentiable; entropy [N] in nats, not.
+    hidden [N, H], weight [V, H], targets [N] -> logprobs [N] in nats, float32; entropy [N] in nats, no gradient.
     """
     logprobs, entropy = _TokenLogprobs.apply(hidden, weight, targets, temperature)
     return logprobs, entropy
@@ -112,7 +110,7 @@ class _WeightedNll(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scaled_weight = None if grad_weight is None else grad_weight.mul_(grad_total.to(grad_weight.dtype))
         return grad_hidden.mul_(grad_total.to(grad_hidden.dtype)), scaled_weight, None, None
@@ -127,4 +125,4 @@ def weighted_nll(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tenso
     if not torch.is_grad_enabled():
         logprobs, _ = token_logprobs(hidden, weight, targets)
         return -(logprobs * weights).sum()
-    return _WeightedNll.apply(hidden, weight, targets, weights)  # type: ignore[no-any-return]
+    return _WeightedNll.apply(hidden, weight, targets, weights)

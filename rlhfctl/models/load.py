@@ -26,16 +26,20 @@ def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module
 
     attention.register()
     dtype = resolve_dtype(policy.dtype, device)
-    options: dict[str, Any] = {"attn_implementation": attention.NAME, "trust_remote_code": policy.trust_remote_code}
+    options: dict[str, Any] = {
+        "attn_implementation": attention.NAME,
+        "trust_remote_code": policy.trust_remote_code,
+    }
     if policy.from_config is not None:
         torch.manual_seed(seed)
         config = AutoConfig.from_pretrained(policy.from_config, trust_remote_code=policy.trust_remote_code)
         # Drawn in float32 and rounded, so that both dtypes start from the same model.
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options).to(dtype)
     else:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            policy.path, dtype=dtype, output_loading_info=True, **options
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(policy.path), dtype=dtype, output_loading_info=True, **options
         )
+        model, report = loaded
         refuse_incomplete(str(policy.path), report)
     return prepare(model, device, policy.gradient_checkpointing)
 
@@ -43,7 +47,9 @@ def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module
 def refuse_incomplete(path: str, report: dict[str, Any]) -> None:
     """transformers fills weights that a checkpoint lacks, or whose shape differs, with random numbers."""
     missing = sorted(report.get("missing_keys", ()))
-    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ()))
+    wrong = sorted(
+        str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ())
+    )
     if missing or wrong:
         what = "lacks" if missing else "holds with another shape"
         names = (missing or wrong)[:3]
@@ -63,12 +69,17 @@ def prepare(model: nn.Module, device: torch.device, gradient_checkpointing: bool
         if isinstance(module, nn.Embedding):
             module.padding_idx = None  # a sampled pad token is a token: its embedding gets its gradient
     if hasattr(model.config, "attention_dropout"):
-        model.config.attention_dropout = 0.0
+        config_of(model).attention_dropout = 0.0
     model.eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         model.train()
     return model
+
+
+def config_of(model: nn.Module) -> Any:
+    """The model's configuration, which nn.Module does not know of."""
+    return model.config
 
 
 def backbone(model: nn.Module) -> nn.Module:
@@ -79,7 +90,7 @@ def backbone(model: nn.Module) -> nn.Module:
 def head_weight(model: nn.Module) -> Tensor:
     """The output matrix [V, H]. Raises Refused for heads that are more than one matrix."""
     head = model.get_output_embeddings()  # type: ignore[operator]
-    if not isinstance(head, nn.Linear) or head.bias is not None:
+    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
         raise Refused(
             f"{type(model).__name__} has a language-model head that is not one matrix without bias: not supported"
         )
@@ -103,12 +114,13 @@ def load_trunk(
     from transformers import AutoModel
 
     attention.register()
-    trunk, report = AutoModel.from_pretrained(
+    loaded: Any = AutoModel.from_pretrained(
         path,
         dtype=dtype,
         attn_implementation=attention.NAME,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
     )
+    trunk, report = loaded
     refuse_incomplete(path, report)
     return prepare(trunk, device, gradient_checkpointing)

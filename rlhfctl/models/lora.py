@@ -17,7 +17,7 @@ def add_lora(model: nn.Module, lora: Lora, seed: int) -> None:
     torch.manual_seed(seed)
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=0.0,
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",

@@ -40,14 +40,18 @@ class RewardModel(nn.Module):
             positions = torch.tensor([[p for row in members for p in range(lengths[row])]], device=device)
             sizes = torch.tensor([lengths[row] for row in members], device=device)
             layout = PackedLayout.of_lengths(sizes.tolist())
-            hidden = self.trunk(input_ids=ids, position_ids=positions, use_cache=False, layout=layout).last_hidden_state[0]
+            hidden = self.trunk(
+                input_ids=ids, position_ids=positions, use_cache=False, layout=layout
+            ).last_hidden_state[0]
             found = (self.head(hidden[sizes.cumsum(0) - 1]) - self.mean) / self.std
             for row, value in zip(members, found.tolist(), strict=True):
                 scores[row] = value
         return scores
 
 
-def load_reward_model(path: str, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> RewardModel:
+def load_reward_model(
+    path: str, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+) -> RewardModel:
     """Raises Refused where the checkpoint holds no usable head, or incomplete weights."""
     directory = Path(path)
     if not (directory / "config.json").is_file():
@@ -67,6 +71,8 @@ def load_reward_model(path: str, dtype: torch.dtype, device: torch.device, trust
     if config.get("normalize_reward"):
         mean, std = float(config.get("mean", "nan")), float(config.get("std", "nan"))
         if not (abs(mean) < float("inf") and 0 < std < float("inf")):
-            raise Refused(f"{path} asks for normalised rewards, but its mean ({mean}) and std ({std}) are not usable")
-    trunk = load_trunk(path, dtype, device, trust_remote_code)
+            raise Refused(
+                f"{path} asks for normalised rewards, but its mean ({mean}) and std ({std}) are not usable"
+            )
+    trunk = load_trunk(path, dtype, device)
     return RewardModel(trunk, head, mean, std).to(device).eval()

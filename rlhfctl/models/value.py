@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
-from rlhfctl.models.load import backbone, hidden_at_predictors, load_causal_lm, load_trunk, resolve_dtype
+from rlhfctl.models.load import (
+    backbone,
+    config_of,
+    hidden_at_predictors,
+    load_causal_lm,
+    load_trunk,
+    resolve_dtype,
+)
 from rlhfctl.models.packing import Pack
 from rlhfctl.models.value_head import ValueHead, read_head
 from rlhfctl.recipe.sections import Policy, ValueModel
@@ -25,11 +32,16 @@ class Critic(nn.Module):
 
     def forward(self, pack: Pack, policy_trunk: nn.Module) -> Tensor:
         """Values [N] at the pack's predictors."""
-        return self.head(hidden_at_predictors(self.trunk or policy_trunk, pack))  # type: ignore[no-any-return]
+        return self.head(hidden_at_predictors(self.trunk or policy_trunk, pack))
 
 
 def load_critic(
-    spec: ValueModel, policy_spec: Policy, policy: nn.Module, device: torch.device, seed: int, reward_model: str | None
+    spec: ValueModel,
+    policy_spec: Policy,
+    policy: nn.Module,
+    device: torch.device,
+    seed: int,
+    reward_model: str | None,
 ) -> Critic:
     """Build the critic the recipe asks for.
 
@@ -39,15 +51,15 @@ def load_critic(
         raise Refused("value_model.init is reward_model, but the recipe has no reward source of kind model")
     source = {"policy": None, "reward_model": reward_model}.get(spec.init, spec.init)
     if spec.shared_trunk:
-        critic = Critic(None, int(policy.config.hidden_size))
+        critic = Critic(None, config_of(policy).hidden_size)
     elif source is None:
         copy = load_causal_lm(policy_spec, device, seed)
-        critic = Critic(backbone(copy), int(copy.config.hidden_size))
+        critic = Critic(backbone(copy), config_of(copy).hidden_size)
     else:
         dtype = resolve_dtype(policy_spec.dtype, device)
         checkpointing = policy_spec.gradient_checkpointing
         trunk = load_trunk(source, dtype, device, policy_spec.trust_remote_code, checkpointing)
-        critic = Critic(trunk, int(trunk.config.hidden_size))
+        critic = Critic(trunk, config_of(trunk).hidden_size)
     width = critic.head.weight.shape[1]
     head = read_head(Path(source)) if source is not None and spec.head == "auto" else None
     if head is not None:

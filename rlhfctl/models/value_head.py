@@ -24,7 +24,12 @@ class ValueHead(nn.Module):
 def head_names(directory: Path) -> list[str]:
     """Where a head may lie: under the prefix that the config names (OpenRLHF), or a usual one."""
     config = json.loads((directory / "config.json").read_text())
-    names = [f"{config.get('value_head_prefix') or 'score'}.weight", "score.weight", "head.weight", "v_head.weight"]
+    names = [
+        f"{config.get('value_head_prefix') or 'score'}.weight",
+        "score.weight",
+        "head.weight",
+        "v_head.weight",
+    ]
     return list(dict.fromkeys(names))
 
 
@@ -46,7 +51,9 @@ def read_head(directory: Path) -> Tensor | None:
             held = set(tensors.keys())
             for name in wanted:
                 if name in held:
-                    return checked_head(tensors.get_tensor(name).float(), f"{directory.name}/{file.name}:{name}")
+                    return checked_head(
+                        tensors.get_tensor(name).float(), f"{directory.name}/{file.name}:{name}"
+                    )
     return None
 
 

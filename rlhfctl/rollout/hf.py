@@ -35,7 +35,9 @@ class DecodeCache:
             allowed[:, :prompt_width] = ~gaps
             self.allowed = allowed[:, None, None, :]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
         rows, heads, tokens, dim = key.shape
         if layer not in self.keys:
             shape = (rows, heads, self.capacity, dim)
@@ -129,10 +131,14 @@ def _generate_batch(
     hidden, position = hidden.index_select(0, owner), lengths.index_select(0, owner)
 
     greedy = sampling.temperature == 0.0
+    temperature = 1.0 if greedy else sampling.temperature
     stream = None
     if not greedy:
         stream = torch.stack(
-            [uniforms(sampling.seed, sampling.step, requests[p].index, sampling.max_new_tokens) for p in places]
+            [
+                uniforms(sampling.seed, sampling.step, requests[p].index, sampling.max_new_tokens)
+                for p in places
+            ]
         ).to(device)
     stops = torch.tensor(sampling.stop_ids, device=device)
     live = torch.arange(len(places), device=device)  # which sample each row of the cache belongs to
@@ -143,7 +149,7 @@ def _generate_batch(
 
     for step in range(sampling.max_new_tokens):
         uniform = None if stream is None else stream[live, step]
-        picked, picked_logprobs = draw(hidden @ weight.t(), uniform, 1.0 if greedy else sampling.temperature, sampling.top_p)
+        picked, picked_logprobs = draw(hidden @ weight.t(), uniform, temperature, sampling.top_p)
         tokens[live, step], logprobs[live, step] = picked, picked_logprobs
         ended = torch.isin(picked, stops)
         if bool(ended.any()):

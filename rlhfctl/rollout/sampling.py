@@ -17,7 +17,7 @@ def uniforms(seed: int, step: int, index: int, length: int) -> Tensor:
 def draw(logits: Tensor, uniform: Tensor | None, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Inverse-CDF sampling; uniform None: greedy.
 
-    logits [B, V], uniform [B] in [0, 1) -> ids [B], log-probabilities [B] of those ids under softmax(logits / temperature).
+    logits [B, V], uniform [B] in [0, 1) -> ids [B] and their log-probabilities [B] at that temperature.
     """
     logprobs = (logits.float() / temperature).log_softmax(-1)
     if uniform is None:

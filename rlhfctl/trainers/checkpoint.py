@@ -53,7 +53,9 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
 
 
-def restore(ctx: RunContext, models: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> dict[str, Any] | None:
+def restore(
+    ctx: RunContext, models: dict[str, nn.Module], optimizers: dict[str, Optimizer]
+) -> dict[str, Any] | None:
     """Load the newest complete checkpoint into the models and optimizers; None when there is none to resume from."""
     if not ctx.resume:
         return None

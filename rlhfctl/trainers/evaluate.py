@@ -1,7 +1,5 @@
 """Evaluation inside a training run: greedy answers scored by the recipe's reward, or held-out loss for sft."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -11,7 +9,7 @@ from rlhfctl.models.head import weighted_nll
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors
 from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
 from rlhfctl.recipe.tasks import PpoRecipe, SftRecipe
-from rlhfctl.rewards.build import build_sources
+from rlhfctl.rewards.build import Source, build_sources
 from rlhfctl.rewards.score import score_samples
 from rlhfctl.rollout.hf import Sampling, generate
 from rlhfctl.rollout.types import Request
@@ -19,6 +17,7 @@ from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import gather_lists, sum_over_ranks
 from rlhfctl.trainers.sft_data import SftData, load_sft_rows
+from rlhfctl.trainers.trajectory import reward_sample
 
 NAMES = {"correct": "accuracy", "path_correct": "path_accuracy"}
 
@@ -26,7 +25,7 @@ NAMES = {"correct": "accuracy", "path_correct": "path_accuracy"}
 class Evaluator:
     """Holds the evaluation rows, encoded once. wanted: the recipe has data.eval."""
 
-    def __init__(self, ctx: RunContext, encoder: ChatEncoder, sources: list[Any] | None = None) -> None:
+    def __init__(self, ctx: RunContext, encoder: ChatEncoder, sources: list[Source] | None = None) -> None:
         recipe = ctx.recipe
         assert isinstance(recipe, SftRecipe | PpoRecipe)
         self.ctx, self.encoder, self.recipe = ctx, encoder, recipe
@@ -100,14 +99,3 @@ class Evaluator:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def reward_sample(sample: Any, response: str) -> dict[str, Any]:
-    """The structured row that travels to every reward source (CONTRACT: never a bare string)."""
-    return {
-        "id": sample.id,
-        "messages": sample.prompt(),
-        "response": response,
-        "label": sample.label,
-        "metadata": sample.metadata,
-    }

@@ -114,7 +114,9 @@ def build(
         groups = int(index.max()) // n + 1
         padded = torch.zeros(groups * n).index_copy(0, index, totals)
         valid = torch.zeros(groups * n, dtype=torch.bool).index_fill(0, index, True)
-        found, zero_variance = group_advantages(padded, n, algorithm.advantage, algorithm.group_std_eps, valid)
+        found, zero_variance = group_advantages(
+            padded, n, algorithm.advantage, algorithm.group_std_eps, valid
+        )
         advantages = found[index][:, None] * mask
     wanted = algorithm.whiten_advantages
     if per_token if wanted is None else wanted:

@@ -5,9 +5,9 @@ import resource
 import time
 
 from rlhfctl.errors import RunFailed
+from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.tracking.metrics import append_jsonl
 from rlhfctl.tracking.progress import Progress
-from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.trajectory import Trajectory
 

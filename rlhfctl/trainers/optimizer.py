@@ -21,17 +21,16 @@ def scheduled_lr(optim: Optim, lr: float, step: int, total: int) -> float:
     if optim.schedule == "constant":
         return lr
     progress = (step - warmup) / max(1, total - warmup)
-    if optim.schedule == "linear":
-        factor = 1.0 - progress
-    else:
-        factor = 0.5 * (1.0 + math.cos(math.pi * progress))
+    factor = 1.0 - progress if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return lr * (optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * factor)
 
 
 class Optimizer:
     """One AdamW over named parameters. masters: the float32 copies that are stepped where the weights are bfloat16."""
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], optim: Optim, lr: float, total_steps: int) -> None:
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], optim: Optim, lr: float, total_steps: int
+    ) -> None:
         self.optim = optim
         self.lr = lr
         self.total_steps = total_steps
@@ -49,7 +48,11 @@ class Optimizer:
             {"params": plain, "weight_decay": 0.0},
         ]
         self.adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=lr, betas=optim.betas, eps=optim.eps, fused=True
+            [group for group in groups if group["params"]],
+            lr=lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            fused=True,
         )
 
     def current_lr(self) -> float:

@@ -20,7 +20,7 @@ def train(ctx: RunContext) -> None:
     recipe = ctx.recipe
     assert isinstance(recipe, PpoRecipe)
     encoder = load_encoder(recipe.policy, ctx.say)
-    prompts, order, total = load_prompts(ctx, recipe, encoder)
+    prompts, order, total = load_prompts(recipe, encoder)
     sources = build_sources(recipe.reward)
     models = load_models(ctx, recipe)
     updates = recipe.algorithm.ppo_epochs * recipe.algorithm.minibatches
@@ -40,7 +40,7 @@ def train(ctx: RunContext) -> None:
             asked = [prompts[row] for row in order.batch(step)]
             mine = ppo_rollout.sample(ctx, recipe, models.policy, encoder, asked, step)
         with logbook.timed("reward"):
-            batch = ppo_rollout.score(ctx, recipe, sources, asked, mine, step + 1, state)
+            batch = ppo_rollout.score(ctx, recipe, sources, asked, mine, step + 1, state["failures"])
         with logbook.timed("experience"):
             experience = make_experience(ctx, recipe, models, batch.trajectories)
         with logbook.timed("train"):
@@ -48,7 +48,7 @@ def train(ctx: RunContext) -> None:
             metrics = update(ctx, recipe, models, optimizers, experience, step)
 
         tokens = sum(experience.response_lengths)
-        state = {"step": step + 1, "tokens": state["tokens"] + tokens, "failures": state["failures"]}
+        state = {"step": step + 1, "tokens": state["tokens"] + tokens, "failures": batch.failures}
         metrics |= batch.metrics | batch_metrics(experience) | {"lr": lr, "tokens": state["tokens"]}
         metrics["tokens_per_second"] = tokens / (time.perf_counter() - began)
         if evaluator.due(step + 1, total):

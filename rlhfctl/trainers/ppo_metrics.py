@@ -30,7 +30,9 @@ def batch_metrics(experience: Experience) -> dict[str, float]:
         "advantage/std": float((((advantages - mean) * mask) ** 2).sum() / tokens) ** 0.5,
         "length/response": statistics.fmean(lengths),
         "length/prompt": statistics.fmean(len(trajectory.prompt_ids) for trajectory in trajectories),
-        "length/truncated_fraction": statistics.fmean(float(trajectory.truncated) for trajectory in trajectories),
+        "length/truncated_fraction": statistics.fmean(
+            float(trajectory.truncated) for trajectory in trajectories
+        ),
         "samples": float(len(trajectories)),
     }
     if experience.ref_logprobs is not None:

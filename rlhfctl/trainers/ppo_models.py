@@ -36,7 +36,7 @@ class PpoModels:
     def values(self, batch: Pack) -> Tensor:
         """V(s_t) [N], read where the policy predicts a_t."""
         assert self.critic is not None
-        return self.critic(batch, backbone(self.policy))  # type: ignore[no-any-return]
+        return self.critic(batch, backbone(self.policy))
 
     def trained(self) -> dict[str, nn.Module]:
         """What a checkpoint holds."""
@@ -48,7 +48,7 @@ def load_models(ctx: RunContext, recipe: PpoRecipe) -> PpoModels:
     critic = None
     if recipe.algorithm.advantage == "gae":
         reward_model = next((s.path for s in recipe.reward.sources if isinstance(s, ModelSource)), None)
-        spec = recipe.value_model or ValueModel()  # type: ignore[call-arg]
+        spec = recipe.value_model or ValueModel()
         critic = load_critic(spec, recipe.policy, policy, ctx.device, recipe.seed, reward_model)
     reference = load_reference(ctx, recipe, policy)
     if recipe.policy.lora is not None:

@@ -1,12 +1,15 @@
 """Sample the policy and score what it wrote: the first half of a ppo step."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from rlhfctl.data.encode import PromptRow
-from rlhfctl.errors import RunFailed
+from rlhfctl.data.encode import PromptRow, encode_prompts
+from rlhfctl.data.load import load_samples
+from rlhfctl.errors import Refused, RunFailed
 from rlhfctl.recipe.tasks import PpoRecipe
+from rlhfctl.rewards.build import Source
 from rlhfctl.rewards.score import score_samples
 from rlhfctl.rewards.shaping import shape
 from rlhfctl.rollout.hf import Sampling, generate
@@ -15,18 +18,48 @@ from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.tracking.metrics import append_jsonl
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import gather_lists
-from rlhfctl.trainers.evaluate import reward_sample
-from rlhfctl.trainers.trajectory import Trajectory, from_rollout
+from rlhfctl.trainers.order import BatchOrder
+from rlhfctl.trainers.trajectory import Trajectory, from_rollout, reward_sample
+
+
+@dataclass(slots=True)
+class Batch:
+    """The step's usable trajectories over all ranks, in order of index, and what scoring them showed."""
+
+    trajectories: list[Trajectory]
+    metrics: dict[str, float]
+    failures: int
+
+
+def load_prompts(recipe: PpoRecipe, encoder: ChatEncoder) -> tuple[list[PromptRow], BatchOrder, int]:
+    """The prompts, which of them step s takes, and the number of steps."""
+    loaded = load_samples(recipe.data.train, recipe.data.max_bad_rows)
+    limit = recipe.rollout.max_prompt_length or recipe.data.max_length - recipe.rollout.max_new_tokens
+    prompts, dropped = encode_prompts(loaded.samples, encoder, limit)
+    if not prompts:
+        raise Refused(f"no prompt is left to train on: {dropped.sentence()}")
+    place = {prompt.sample.id: index for index, prompt in enumerate(prompts)}
+    rows = [place.get(sample.id) for sample in loaded.samples]
+    per_step = recipe.train.batch_size // recipe.rollout.n
+    order = BatchOrder(loaded.reports, rows, recipe.seed, per_step, recipe.data.shuffle)
+    if recipe.train.steps is not None:
+        return prompts, order, recipe.train.steps
+    assert recipe.train.epochs is not None
+    return prompts, order, order.steps_for(recipe.train.epochs)
 
 
 def sample(
-    ctx: RunContext, recipe: PpoRecipe, policy: nn.Module, encoder: ChatEncoder, prompts: list[PromptRow], step: int
+    ctx: RunContext,
+    recipe: PpoRecipe,
+    policy: nn.Module,
+    encoder: ChatEncoder,
+    prompts: list[PromptRow],
+    step: int,
 ) -> list[Trajectory]:
     """This rank's trajectories of the step: rollout.n for each of its prompts (every world-th one)."""
     n, rollout = recipe.rollout.n, recipe.rollout
-    requests = [
-        Request(place * n + k, prompts[place].ids) for place in range(ctx.rank, len(prompts), ctx.world) for k in range(n)
-    ]
+    mine = range(ctx.rank, len(prompts), ctx.world)
+    requests = [Request(place * n + k, prompts[place].ids) for place in mine for k in range(n)]
     sampling = Sampling(
         rollout.max_new_tokens,
         rollout.temperature,
@@ -40,9 +73,77 @@ def sample(
     return [from_rollout(rollout, prompts[rollout.index // n], encoder) for rollout in rollouts]
 
 
-@dataclass(slots=True)
-class Batch:
-    """The step's usable trajectories over all ranks, in order of index, and what scoring them showed."""
+def score(
+    ctx: RunContext,
+    recipe: PpoRecipe,
+    sources: list[Source],
+    prompts: list[PromptRow],
+    mine: list[Trajectory],
+    step: int,
+    failures: int,
+) -> Batch:
+    """Score this rank's trajectories and bring all ranks' together; `failures` are those of the steps before.
 
-    trajectories: list[Trajectory]
-    metrics: dict[str, float]
+    A failed reward is never a score: its sample leaves the batch and goes to quarantine.jsonl; past
+    reward.max_failures the run stops with the cause. Raises RunFailed.
+    """
+    n = recipe.rollout.n
+    rows = [reward_sample(prompts[trajectory.index // n].sample, trajectory.text) for trajectory in mine]
+    scored = score_samples(sources, rows)
+    for place, trajectory in enumerate(mine):
+        trajectory.reward = scored.totals[place]
+        for name, outcomes in scored.outcomes.items():
+            trajectory.reward_metrics |= outcomes[place].metrics
+            found = outcomes[place].score
+            if found is not None and len(sources) > 1:
+                trajectory.reward_metrics[name] = found
+    everyone: list[Trajectory] = sorted(gather_lists(mine), key=lambda trajectory: trajectory.index)
+    quarantined: list[dict[str, Any]] = gather_lists(scored.failures)
+    _quarantine(ctx, recipe, quarantined, step, failures)
+
+    shaped = shape(
+        [trajectory.reward for trajectory in everyone],
+        [len(trajectory.response_ids) for trajectory in everyone],
+        [trajectory.truncated for trajectory in everyone],
+        recipe.reward.shaping,
+        recipe.rollout.max_new_tokens,
+    )
+    kept = []
+    for trajectory, reward in zip(everyone, shaped.rewards, strict=True):
+        if reward is not None:
+            trajectory.shaped = reward
+            kept.append(trajectory)
+    if not kept:
+        raise RunFailed(
+            f"stopped at step {step}: none of the {len(everyone)} samples has a reward to train on "
+            "(all failed, or reward.shaping.truncated drops them all)"
+        )
+    metrics = shaped.metrics | _means(everyone)
+    metrics["reward/failures"] = float(failures + len(quarantined))
+    return Batch(kept, metrics, failures + len(quarantined))
+
+
+def _means(trajectories: list[Trajectory]) -> dict[str, float]:
+    """Means over the samples that have them: the raw score, each source's score, what the sources report."""
+    values: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        if trajectory.reward is not None:
+            values.setdefault("raw", []).append(trajectory.reward)
+        for name, value in trajectory.reward_metrics.items():
+            values.setdefault(name, []).append(value)
+    return {f"reward/{name}": sum(found) / len(found) for name, found in sorted(values.items())}
+
+
+def _quarantine(
+    ctx: RunContext, recipe: PpoRecipe, failed: list[dict[str, Any]], step: int, before: int
+) -> None:
+    if ctx.rank == 0:
+        for record in failed:
+            append_jsonl(ctx.run.quarantine, {"step": step, **record})
+    allowed = recipe.reward.max_failures
+    if failed and before + len(failed) > allowed:
+        first = failed[0]
+        raise RunFailed(
+            f"stopped at step {step}: {before + len(failed)} rewards failed, {allowed} allowed (reward.max_failures); "
+            f"first: {first['source']}, sample {first['id']}: {first['status']}: {first['error']}; see quarantine.jsonl"
+        )

@@ -101,7 +101,7 @@ def train_minibatch(
     sums: Sums,
     first: bool,
 ) -> None:
-    """Forward and backward of this rank's share of a minibatch; the minibatch over all ranks is the unit of the mean."""
+    """Forward and backward of this rank's share; the minibatch over all ranks is the unit of the mean."""
     lengths = experience.lengths
     responses = experience.response_lengths
     counts = torch.tensor([responses[row] for row in rows])
@@ -112,7 +112,9 @@ def train_minibatch(
     mine = split_over_ranks(rows, lengths, ctx.world)[ctx.rank]
     for members in plan_packs(mine, lengths, recipe.train.tokens_per_microbatch):
         batch = pack(members, experience.ids, experience.trained, ctx.device)
-        token_weight = per_token(torch.tensor([weight_of[row] for row in members]), torch.tensor(batch.counts))
+        token_weight = per_token(
+            torch.tensor([weight_of[row] for row in members]), torch.tensor(batch.counts)
+        )
         train_pack(recipe, models, experience, batch, token_weight.to(ctx.device), sums, first)
 
 
@@ -165,7 +167,9 @@ def train_pack(
     sums.add("entropy", entropy.sum())
     sums.add("tokens", len(batch.targets))
     if experience.ref_logprobs is not None and algorithm.kl_in == "loss":
-        estimate, _ = kl_loss(logprobs, flat(experience.ref_logprobs), weights, algorithm.kl_estimator or "k3")
+        estimate, _ = kl_loss(
+            logprobs, flat(experience.ref_logprobs), weights, algorithm.kl_estimator or "k3"
+        )
         sums.add("kl_loss", algorithm.kl_coef * estimate.detach())
         loss = loss + algorithm.kl_coef * estimate
 
@@ -177,7 +181,8 @@ def train_pack(
     else:
         loss.backward()  # frees the policy's graph before the critic's is built
         values = models.values(batch)
-    assert experience.values is not None and experience.returns is not None
+    assert experience.values is not None
+    assert experience.returns is not None
     fit, fit_stats = value_loss(
         values, flat(experience.values), flat(experience.returns), weights, algorithm.value_clip
     )

@@ -18,10 +18,12 @@ class SftData:
     ids: list[list[int]]
     trained: list[list[int]]
     lengths: list[int]
-    order: BatchOrder | None = None
+    order: BatchOrder
 
 
-def load_sft_rows(sources: list[DataSource], data: Data, encoder: ChatEncoder, seed: int, batch_size: int) -> SftData:
+def load_sft_rows(
+    sources: list[DataSource], data: Data, encoder: ChatEncoder, seed: int, batch_size: int
+) -> SftData:
     """Encode the rows of `sources`; rows longer than data.max_length are left out (preflight reports how many)."""
     loaded = load_samples(sources, data.max_bad_rows)
     encoded, _ = encode_sft(loaded.samples, encoder, data.max_length, data.train_on)
@@ -40,5 +42,5 @@ def load_sft_rows(sources: list[DataSource], data: Data, encoder: ChatEncoder, s
 def total_steps(recipe: SftRecipe, data: SftData) -> int:
     if recipe.train.steps is not None:
         return recipe.train.steps
-    assert recipe.train.epochs is not None and data.order is not None
+    assert recipe.train.epochs is not None
     return data.order.steps_for(recipe.train.epochs)

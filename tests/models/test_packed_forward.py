@@ -92,7 +92,7 @@ def test_fused_loss_has_the_value_and_gradient_of_the_plain_one():
         torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("chunk, keep", [(1 << 24, 1 << 24), (97 * 16, 1 << 24), (97 * 16, 0)])
+@pytest.mark.parametrize(("chunk", "keep"), [(1 << 24, 1 << 24), (97 * 16, 1 << 24), (97 * 16, 0)])
 def test_head_chunks_change_nothing(monkeypatch, chunk, keep):
     """Kept or recomputed probabilities, one chunk or many: one answer, that of a plain log_softmax in float64."""
     monkeypatch.setattr("rlhfctl.models.head.CHUNK_ELEMENTS", chunk)
@@ -103,7 +103,10 @@ def test_head_chunks_change_nothing(monkeypatch, chunk, keep):
     targets = torch.randint(0, 97, (50,), generator=generator)
     factor = torch.randn(50, generator=generator)
 
-    exact_hidden, exact_weight = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    exact_hidden, exact_weight = (
+        hidden.detach().double().requires_grad_(),
+        weight.detach().double().requires_grad_(),
+    )
     exact = (exact_hidden @ exact_weight.t() / 0.7).log_softmax(-1)
     chosen = exact.gather(1, targets[:, None]).squeeze(1)
     (chosen * factor).sum().backward()
@@ -126,7 +129,9 @@ def test_documents_of_a_pack_do_not_see_each_other():
     def per_row(rows):
         batch = pack(range(len(rows)), rows, [range(1, len(row)) for row in rows])
         with torch.no_grad():
-            logprobs, _ = token_logprobs(hidden_at_predictors(backbone(ours), batch), head_weight(ours), batch.targets)
+            logprobs, _ = token_logprobs(
+                hidden_at_predictors(backbone(ours), batch), head_weight(ours), batch.targets
+            )
         return logprobs.split(batch.counts)
 
     for index, (before, after) in enumerate(zip(per_row(rows), per_row(changed), strict=True)):
@@ -137,6 +142,8 @@ def test_a_sampled_pad_token_gets_its_embedding_gradient():
     config = Qwen2Config(**SIZES, pad_token_id=5, tie_word_embeddings=False)
     ours, _ = two_copies(config)
     batch = pack([0], [[3, 5, 5, 8]], [range(1, 4)])
-    logprobs, _ = token_logprobs(hidden_at_predictors(backbone(ours), batch), head_weight(ours), batch.targets)
+    logprobs, _ = token_logprobs(
+        hidden_at_predictors(backbone(ours), batch), head_weight(ours), batch.targets
+    )
     logprobs.sum().backward()
     assert float(ours.get_input_embeddings().weight.grad[5].abs().sum()) > 0

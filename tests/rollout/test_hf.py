@@ -43,9 +43,15 @@ def requests():
 
 
 def sampling(**changes):
-    values = dict(
-        max_new_tokens=24, temperature=0.9, top_p=1.0, stop_ids=STOP, seed=5, step=2, max_batch_tokens=100000
-    )
+    values = {
+        "max_new_tokens": 24,
+        "temperature": 0.9,
+        "top_p": 1.0,
+        "stop_ids": STOP,
+        "seed": 5,
+        "step": 2,
+        "max_batch_tokens": 100000,
+    }
     return Sampling(**(values | changes))
 
 
@@ -81,10 +87,16 @@ def test_a_sample_does_not_depend_on_its_batch(models, budget):
 
 def test_greedy_equals_transformers_generate(models):
     ours, plain = models
-    for request, rollout in zip(requests()[::3], generate(ours, requests()[::3], sampling(temperature=0.0)), strict=True):
+    for request, rollout in zip(
+        requests()[::3], generate(ours, requests()[::3], sampling(temperature=0.0)), strict=True
+    ):
         with torch.no_grad():
             out = plain.generate(
-                torch.tensor([request.prompt_ids]), max_new_tokens=24, do_sample=False, eos_token_id=list(STOP), pad_token_id=0
+                torch.tensor([request.prompt_ids]),
+                max_new_tokens=24,
+                do_sample=False,
+                eos_token_id=list(STOP),
+                pad_token_id=0,
             )
         assert rollout.response_ids == out[0, len(request.prompt_ids) :].tolist()
 

@@ -29,7 +29,9 @@ def test_frequencies_over_many_uniforms():
     logits = torch.log(torch.tensor([[0.05, 0.6, 0.25, 0.1]]))
     grid = (torch.arange(10000) + 0.5) / 10000
     ids, _ = draw(logits.expand(10000, -1), grid, 1.0, 1.0)
-    torch.testing.assert_close(torch.bincount(ids) / 10000, torch.tensor([0.05, 0.6, 0.25, 0.1]), atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        torch.bincount(ids) / 10000, torch.tensor([0.05, 0.6, 0.25, 0.1]), atol=2e-4, rtol=0
+    )
 
 
 def test_top_p_keeps_the_smallest_set_with_that_mass():
