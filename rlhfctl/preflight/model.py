@@ -1,0 +1,223 @@
+"""The models a recipe names: are they here, whole, and what the recipe says they are (W...)."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhfctl.preflight.finding import Finding
+from rlhfctl.preflight.inputs import Inputs, locate, looks_like_hub_id
+from rlhfctl.preflight.weights import Entry, read_floats
+
+
+def check(inputs: Inputs) -> Iterator[Finding]:
+    for key, path, weights in named_models(inputs):
+        yield from check_place(key, path)
+        if locate(path) is not None:
+            yield from check_files(inputs, key, path, weights)
+    for source in inputs.reward_models:
+        if locate(source.path) is not None:
+            yield from check_head(inputs, source.path)
+    yield from check_options(inputs)
+
+
+def named_models(inputs: Inputs) -> list[tuple[str, str, bool]]:
+    """(recipe key, path, whether weights are read from it)."""
+    recipe = inputs.recipe
+    policy = recipe.policy
+    models = [
+        ("policy.path", policy.path, True),
+        ("policy.from_config", policy.from_config, False),
+        ("policy.tokenizer", policy.tokenizer, False),
+    ]
+    if recipe.task == "ppo":
+        models.append(("reference", recipe.reference, True))
+        if recipe.value_model is not None and recipe.value_model.init not in ("policy", "reward_model"):
+            models.append(("value_model.init", recipe.value_model.init, True))
+    models += [("reward.sources", source.path, True) for source in inputs.reward_models]
+    return [(key, path, weights) for key, path, weights in models if path is not None]
+
+
+def check_place(key: str, path: str) -> list[Finding]:
+    """W001 absent directory, W002 hub id that this machine cannot get, W003 hub id to be downloaded."""
+    if locate(path) is not None:
+        return []
+    if Path(path).exists():
+        return [
+            error("W001", f"{key}: {path} is a file", "a model is a directory with config.json", f"set {key}")
+        ]
+    if not looks_like_hub_id(path):
+        return [
+            error(
+                "W001",
+                f"{key}: {path} does not exist",
+                "no such directory",
+                f"set {key} to a model directory",
+            )
+        ]
+    if offline():
+        return [
+            error(
+                "W002",
+                f"{key}: {path} is neither here nor in the local hub cache",
+                "HF_HUB_OFFLINE is set, so it cannot be downloaded",
+                f"set {key} to a local directory, or unset HF_HUB_OFFLINE",
+                exit_code=4,
+            )
+        ]
+    return [
+        Finding(
+            "W003",
+            "info",
+            f"{key}: {path} will be downloaded from the hub",
+            "its weights are not in the local cache, so they were not checked",
+            side="policy",
+        )
+    ]
+
+
+def offline() -> bool:
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
+
+
+def check_files(inputs: Inputs, key: str, path: str, weights: bool) -> list[Finding]:
+    """W004 no configuration, W005 no weights, W006 damaged weights."""
+    directory = inputs.directory(path)
+    if key == "policy.tokenizer":
+        return []  # the template check reads it
+    if not inputs.config(path):
+        return [
+            error(
+                "W004", f"{key}: {path} has no config.json", f"looked in {directory}", f"set {key} to a model"
+            )
+        ]
+    if not weights:
+        return []
+    checkpoint = inputs.checkpoint(path)
+    if checkpoint.problems:
+        return [
+            error(
+                "W006",
+                f"{key}: the weights of {path} are damaged",
+                "; ".join(checkpoint.problems[:3]),
+                "copy or download the checkpoint again",
+            )
+        ]
+    if checkpoint.empty:
+        return [
+            error(
+                "W005",
+                f"{key}: {path} holds no weights",
+                f"no *.safetensors and no pytorch_model*.bin in {directory}",
+                "point to a whole checkpoint; policy.from_config trains from random weights on purpose",
+            )
+        ]
+    return []
+
+
+def check_head(inputs: Inputs, path: str) -> list[Finding]:
+    """W007 no head, W008 a head of the wrong shape, W009 one that is not finite or all zero."""
+    checkpoint = inputs.checkpoint(path)
+    if checkpoint.problems or not checkpoint.tensors:
+        return []  # reported already, or pickled: the worker checks it on loading
+    config = inputs.config(path)
+    names = head_names(config)
+    entry = next((checkpoint.tensors[name] for name in names if name in checkpoint.tensors), None)
+    if entry is None:
+        return [
+            error(
+                "W007",
+                f"reward.sources: {path} holds no reward head",
+                f"looked for {', '.join(names)}: a head filled with random numbers would give random rewards",
+                "point to a reward model (backbone and head), not to a language model",
+                side="rm",
+            )
+        ]
+    return head_findings(path, entry, config)
+
+
+def head_names(config: dict[str, Any]) -> list[str]:
+    """Where a head may lie: under the prefix that the configuration names, or a usual one."""
+    names = [
+        f"{config.get('value_head_prefix') or 'score'}.weight",
+        "score.weight",
+        "head.weight",
+        "v_head.weight",
+    ]
+    return list(dict.fromkeys(names))
+
+
+def head_findings(path: str, entry: Entry, config: dict[str, Any]) -> list[Finding]:
+    hidden = config.get("hidden_size")
+    if len(entry.shape) != 2 or entry.shape[0] != 1 or (hidden is not None and entry.shape[1] != hidden):
+        return [
+            error(
+                "W008",
+                f"reward.sources: the head of {path} has shape {list(entry.shape)}",
+                f"a reward head is [1, {hidden or 'hidden'}]",
+                "point to a reward model with one score",
+                side="rm",
+            )
+        ]
+    values = read_floats(entry)
+    if values is None or (all(map(math.isfinite, values)) and any(values)):
+        return []
+    what = "all zeros: every score would be the same" if not any(values) else "not finite"
+    return [
+        error(
+            "W009",
+            f"reward.sources: the head of {path} is {what}",
+            "",
+            "point to a trained reward model",
+            side="rm",
+        )
+    ]
+
+
+def check_options(inputs: Inputs) -> list[Finding]:
+    """W010 value_model.init without its model, W011 LoRA modules that do not exist, W012 foreign code."""
+    recipe, findings = inputs.recipe, []
+    value_model = recipe.value_model if recipe.task == "ppo" else None
+    if value_model is not None and value_model.init == "reward_model" and not inputs.reward_models:
+        findings.append(
+            error(
+                "W010",
+                "value_model.init is reward_model, but no reward source is a model",
+                "the recipe has no source of kind model",
+                "set value_model.init to policy or to a checkpoint directory",
+                exit_code=2,
+            )
+        )
+    lora = recipe.policy.lora
+    if lora is not None and lora.target_modules != "all-linear" and locate(inputs.policy_path) is not None:
+        tensors = inputs.checkpoint(inputs.policy_path).tensors
+        absent = [
+            name for name in lora.target_modules if not any(f".{name}.weight" in f".{key}" for key in tensors)
+        ]
+        if absent and tensors:
+            findings.append(
+                error(
+                    "W011",
+                    f"policy.lora.target_modules: {', '.join(absent)} not in {inputs.policy_path}",
+                    "no weight of the checkpoint has that module name",
+                    "use all-linear, or the module names of this architecture",
+                    exit_code=2,
+                )
+            )
+    if recipe.policy.trust_remote_code:
+        findings.append(
+            Finding(
+                "W012",
+                "warning",
+                f"policy.trust_remote_code: python code that comes with {inputs.policy_path} will run",
+                fix="read it first, or use an architecture that transformers has",
+                side="policy",
+            )
+        )
+    return findings
+
+
+def error(id: str, title: str, detail: str, fix: str, side: str = "policy", exit_code: int = 5) -> Finding:
+    return Finding(id, "error", title, detail, fix, side, exit_code=exit_code)

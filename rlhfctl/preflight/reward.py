@@ -1,0 +1,213 @@
+"""The reward called on a few real rows, with a right and a wrong answer where there is a label (R...).
+
+A reward model is not run here (no torch before launch): model.py checks its head, the template check its text.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhfctl.data.samples import Sample
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.preflight.finding import Finding
+from rlhfctl.preflight.inputs import Inputs, spread
+from rlhfctl.recipe.sections import ModelSource
+from rlhfctl.rewards.build import Source, build_sources
+from rlhfctl.rewards.outcome import Outcome
+
+ROWS = 8  # rows whose reward is tried
+TEXTS = 24  # other responses tried on rows without an answer of their own
+PLAIN = ("", "yes", "No.", "I do not know.", "42", "The answer is 7.", "#7", "\\boxed{7}", "a b c " * 40)
+
+
+@dataclass(slots=True)
+class Probe:
+    """One row and the responses tried on it: right answers (their best counts), wrong ones, and any others."""
+
+    sample: Sample
+    right: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+
+    @property
+    def texts(self) -> list[str]:
+        return [*self.right, *self.wrong, *self.other]
+
+
+def check(inputs: Inputs) -> list[Finding]:
+    reward = inputs.recipe.reward
+    if reward is None or inputs.quick:
+        return []
+    split = "train" if inputs.answered("train") else "eval"
+    if not getattr(inputs.recipe.data, split):
+        return [unused()]
+    samples = inputs.samples(split).samples
+    findings = unlabelled(inputs, samples)
+    callable_sources = [source for source in reward.sources if not isinstance(source, ModelSource)]
+    if not callable_sources or findings:
+        return findings
+    probes = make_probes(samples)
+    try:
+        sources = build_sources(reward.model_copy(update={"sources": callable_sources}))
+    except RlhfctlError as error:
+        return [
+            *findings,
+            Finding(
+                "R001",
+                "error",
+                "a reward source cannot be set up",
+                error.message,
+                side="reward",
+                exit_code=error.exit_code,
+            ),
+        ]
+    try:
+        for source in sources:
+            findings += source_findings(source, probes)
+    finally:
+        for source in sources:
+            source.close()
+    return findings
+
+
+def unused() -> Finding:
+    return Finding(
+        "R006",
+        "warning",
+        "the reward section is not used",
+        "with task sft the reward scores the answers to data.eval, and there is no data.eval",
+        "add data.eval or remove reward",
+        "reward",
+    )
+
+
+def unlabelled(inputs: Inputs, samples: list[Sample]) -> list[Finding]:
+    """R005: a verifier needs a label in every row."""
+    if not inputs.verifiers:
+        return []
+    without = [sample for sample in samples if sample.label is None]
+    allowed = inputs.recipe.reward.max_failures if inputs.recipe.reward is not None else 0
+    if not without:
+        return []
+    names = ", ".join(source.name for source in inputs.verifiers)
+    return [
+        Finding(
+            "R005",
+            "error" if len(without) > allowed else "warning",
+            f"{len(without)} of {len(samples)} rows have no label for {names}",
+            f"first: {', '.join(sample.origin or sample.id for sample in without[:5])}",
+            "name the column of the answer with data.*.columns, e.g. {solution: label}",
+            "reward",
+        )
+    ]
+
+
+def make_probes(samples: list[Sample]) -> list[Probe]:
+    """Rows spread over the data; each row's wrong answer is the answer of a row with another label."""
+    chosen, _ = spread(samples, ROWS)
+    texts = [text for sample in spread(samples, TEXTS)[0] for text in plain_texts(sample)][:TEXTS]
+    probes = []
+    for place, sample in enumerate(chosen):
+        probe = Probe(sample, right_answers(sample))
+        others = chosen[place + 1 :] + chosen[:place]
+        differing = next(
+            (other for other in others if other.label is not None and other.label != sample.label), None
+        )
+        if probe.right and differing is not None:
+            probe.wrong = right_answers(differing)
+        if not probe.right or not probe.wrong:
+            probe.other = list(dict.fromkeys([*PLAIN, *texts]))
+        probes.append(probe)
+    return probes
+
+
+def right_answers(sample: Sample) -> list[str]:
+    """The row's own answer, and its label in the forms that verifiers read; [] for a row with neither."""
+    answers = []
+    own = sample.response
+    if own is None and sample.messages and sample.messages[-1].get("role") == "assistant":
+        own = str(sample.messages[-1].get("content") or "")
+    if own:
+        answers.append(own)
+    if sample.label is not None:
+        label = str(sample.label)
+        answers += [label, f"#{label}", f"#### {label}", f"\\boxed{{{label}}}", f"The answer is {label}."]
+    return answers
+
+
+def plain_texts(sample: Sample) -> list[str]:
+    contents = [message.get("content") for message in sample.conversation()]
+    return [content for content in contents if isinstance(content, str) and content]
+
+
+def source_findings(source: Source, probes: list[Probe]) -> list[Finding]:
+    """R002 a failure, R003 a constant, R004 wrong answers liked as much as right ones."""
+    batch = [scored_sample(probe.sample, text) for probe in probes for text in probe.texts]
+    outcomes = source.score(batch)
+    failed = [outcome for outcome in outcomes if outcome.status != "ok" or outcome.score is None]
+    if failed:
+        causes = list(dict.fromkeys(outcome.error or outcome.status for outcome in failed))
+        return [
+            Finding(
+                "R002",
+                "error",
+                f"reward {source.name} failed on {len(failed)} of {len(batch)} tried responses",
+                "; ".join(causes[:3]),
+                "correct the reward function; it must give a finite number for any response",
+                "reward",
+                {"statuses": sorted({outcome.status for outcome in failed})},
+            )
+        ]
+    scores = [outcome.score for outcome in outcomes if outcome.score is not None]
+    if len(set(scores)) == 1:
+        return [
+            Finding(
+                "R003",
+                "error",
+                f"reward {source.name} gave {scores[0]:g} to all {len(batch)} tried responses",
+                f"{len({sample['response'] for sample in batch})} different texts on {len(probes)} rows; "
+                "a constant reward trains nothing",
+                "correct the reward; if it is meant to be this rare, put R003 into template.allow",
+                "reward",
+                {"score": scores[0]},
+            )
+        ]
+    return preference_findings(source, probes, outcomes)
+
+
+def scored_sample(sample: Sample, response: str) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "messages": sample.prompt(),
+        "response": response,
+        "label": sample.label,
+        "metadata": sample.metadata,
+    }
+
+
+def preference_findings(source: Source, probes: list[Probe], outcomes: list[Outcome]) -> list[Finding]:
+    """Compare right with wrong on the labelled rows: none told apart is an error, some are a warning."""
+    compared, not_better = 0, []
+    place = 0
+    for probe in probes:
+        scores = [outcome.score or 0.0 for outcome in outcomes[place : place + len(probe.texts)]]
+        place += len(probe.texts)
+        if probe.sample.label is None or not probe.wrong:
+            continue
+        compared += 1
+        right, wrong = scores[: len(probe.right)], scores[len(probe.right) :][: len(probe.wrong)]
+        if max(right) <= max(wrong):
+            not_better.append(probe.sample)
+    if not not_better:
+        return []
+    named = ", ".join(sample.origin or sample.id for sample in not_better[:5])
+    return [
+        Finding(
+            "R004",
+            "error" if len(not_better) == compared else "warning",
+            f"reward {source.name} scores a right answer no higher than a wrong one on {len(not_better)} of "
+            f"{compared} labelled rows",
+            f"rows {named}; tried: the row's own answer and its label in the usual forms",
+            "check that the label is what the reward compares with",
+            "reward",
+        )
+    ]

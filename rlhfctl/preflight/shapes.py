@@ -1,0 +1,141 @@
+"""Numbers that must fit each other: batch and ranks, lengths and context, token ids and embedding rows (S...)."""
+
+from collections.abc import Iterator
+
+from rlhfctl.preflight.finding import Finding
+from rlhfctl.preflight.inputs import Encoded, Inputs, NotThere
+from rlhfctl.preflight.machine import world_size
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+
+
+def check(inputs: Inputs) -> Iterator[Finding]:
+    yield from batch_findings(inputs)
+    yield from embedding_findings(inputs)
+    context = context_length(inputs)
+    if context is not None:
+        for split in ("train", "eval"):
+            if getattr(inputs.recipe.data, split):
+                yield from length_findings(inputs, split, context)
+
+
+def batch_findings(inputs: Inputs) -> list[Finding]:
+    """S001 fewer samples than ranks, S002 an uneven share."""
+    recipe, world = inputs.recipe, world_size(inputs)
+    unit, name = recipe.train.batch_size, "train.batch_size"
+    if recipe.task == "ppo":
+        unit, name = recipe.train.batch_size // recipe.rollout.n, "train.batch_size / rollout.n (prompts)"
+    if unit < world:
+        return [
+            Finding(
+                "S001",
+                "error",
+                f"{name} is {unit} for {world} ranks",
+                "some ranks would have nothing to do",
+                f"raise train.batch_size to {world * recipe.train.batch_size // unit} or use fewer processes",
+                evidence={"unit": unit, "world": world},
+            )
+        ]
+    if unit % world:
+        return [
+            Finding(
+                "S002",
+                "warning",
+                f"{name} is {unit}, which {world} ranks cannot share evenly",
+                "the result is the same; some ranks wait for the others",
+                f"use a multiple of {world}",
+                evidence={"unit": unit, "world": world},
+            )
+        ]
+    return []
+
+
+def embedding_findings(inputs: Inputs) -> list[Finding]:
+    """S003: token ids that the model has no embedding for."""
+    try:
+        tokens = highest_id(inputs) + 1
+        checkpoint = inputs.checkpoint(inputs.policy_path) if inputs.recipe.policy.path else None
+        config = inputs.config(inputs.policy_path)
+    except NotThere:
+        return []
+    rows = config.get("vocab_size")
+    for name, entry in (checkpoint.tensors if checkpoint else {}).items():
+        if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")):
+            rows = entry.shape[0]
+    if not isinstance(rows, int) or tokens <= rows:
+        return []
+    return [
+        Finding(
+            "S003",
+            "error",
+            f"the tokenizer has ids up to {tokens - 1}, the model {rows} embedding rows",
+            f"tokenizer {inputs.tokenizer_path}, model {inputs.policy_path}",
+            "use the tokenizer that belongs to the model, or a model whose embedding was resized",
+            "policy",
+            {"tokens": tokens, "rows": rows},
+        )
+    ]
+
+
+def highest_id(inputs: Inputs) -> int:
+    vocabulary: dict[str, int] = inputs.encoder.tokenizer.get_vocab(with_added_tokens=True)
+    return max(vocabulary.values())
+
+
+def context_length(inputs: Inputs) -> int | None:
+    config = inputs.config(inputs.policy_path)
+    text = config.get("text_config")
+    for holder in (config, text if isinstance(text, dict) else {}):
+        for key in CONTEXT_KEYS:
+            if isinstance(holder.get(key), int):
+                return int(holder[key])
+    return None
+
+
+def length_findings(inputs: Inputs, split: str, context: int) -> list[Finding]:
+    """S004 rows longer than the model's context, S005 a limit above it that no row reaches."""
+    encoded = inputs.encoded(split)
+    if not encoded.lengths:
+        return []
+    longest = max(encoded.lengths)
+    recipe = inputs.recipe
+    if inputs.answered(split):
+        new = recipe.rollout.max_new_tokens if recipe.rollout is not None else 0
+        if longest + new <= context:
+            return []
+        return [too_long(split, encoded, context, new)]
+    if longest > context:
+        return [too_long(split, encoded, context, 0)]
+    if split == "train" and recipe.data.max_length > context:
+        return [
+            Finding(
+                "S005",
+                "warning",
+                f"data.max_length is {recipe.data.max_length}, the model's context {context} tokens",
+                f"the longest row has {longest}",
+                f"set data.max_length to at most {context}",
+                evidence={"context": context, "longest": longest},
+            )
+        ]
+    return []
+
+
+def too_long(split: str, encoded: Encoded, context: int, new: int) -> Finding:
+    over = sum(length + new > context for length in encoded.lengths)
+    room = context - new
+    what = f"prompt and rollout.max_new_tokens ({new})" if new else "row"
+    if not new:
+        fix = f"set data.max_length to at most {context}"
+    elif room > min(encoded.lengths):
+        fix = f"set rollout.max_prompt_length to at most {room}, or lower rollout.max_new_tokens"
+    else:
+        fix = "lower rollout.max_new_tokens, or use a model with a longer context"
+    return Finding(
+        "S004",
+        "error",
+        f"data.{split}: {over} of {len(encoded.lengths)} rows do not fit the model's context of {context} tokens",
+        f"the longest {what} needs {max(encoded.lengths) + new} tokens",
+        fix,
+        "data",
+        {"context": context, "longest": max(encoded.lengths), "max_new_tokens": new, "rows": over},
+    )
