@@ -3,8 +3,8 @@
 Scores r_1..r_n of the n samples of one prompt; one advantage for all tokens of a sample:
 
     rloo                  A_i = r_i - (sum_j r_j - r_i) / (n - 1)       arXiv 2402.14740, section 4 (leave one out)
-    reinforce_baseline    A_i = r_i - mean(r)                           REINFORCE++-baseline, arXiv 2501.03262; the
-                                                                        trainer whitens it over the global batch
+    reinforce_baseline    A_i = r_i - mean(r)                           REINFORCE++-baseline, arXiv 2501.03262, which
+                                                                        whitens it over the global batch (`gae.whiten`)
     dr_grpo               A_i = r_i - mean(r)                           Dr. GRPO, arXiv 2503.20783, section 3.2
     grpo                  A_i = (r_i - mean(r)) / (std(r) + eps)        GRPO, arXiv 2402.03300, section 4.1.2
     reinforce             A_t = G_t = r_t + gamma * G_{t+1}             per token: `discounted_returns`

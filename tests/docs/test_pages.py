@@ -1,0 +1,80 @@
+"""The pages keep up with the code: every key of a section and every metric a trainer writes is explained."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rlhfctl.recipe import sections
+
+PPO_SECTIONS = [sections.Algorithm, sections.Rollout, sections.ValueModel, sections.Shaping]
+SFT_SECTIONS = [sections.Data, sections.Train, sections.Optim]
+METRIC = re.compile(
+    r'"((?:loss|reward|kl|clip|importance|advantage|value|returns|groups|length|grad_norm|eval|seconds|memory)/\w+)"'
+)
+
+
+def named_in(page: str) -> set[str]:
+    """Everything a page puts in backticks."""
+    return set(re.findall(r"`([^`\n]+)`", page))
+
+
+@pytest.mark.parametrize("section", PPO_SECTIONS, ids=lambda section: section.__name__)
+def test_ppo_page_has_a_row_for_every_key(repo: Path, section: type[sections.Section]) -> None:
+    page = (repo / "docs" / "ppo.md").read_text()
+    rows = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert set(section.model_fields) <= rows
+
+
+@pytest.mark.parametrize("section", SFT_SECTIONS, ids=lambda section: section.__name__)
+def test_sft_page_names_every_key(repo: Path, section: type[sections.Section]) -> None:
+    named = named_in((repo / "docs" / "sft.md").read_text())
+    rollouts_alone = {"samples_every", "samples_per_step"}
+    prefix = section.__name__.lower()
+    assert {f"{prefix}.{key}" for key in set(section.model_fields) - rollouts_alone} <= named
+
+
+def test_ppo_page_gives_the_defaults_of_the_code(repo: Path) -> None:
+    page = (repo / "docs" / "ppo.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \|", page, re.MULTILINE))
+    checked = 0
+    for section in PPO_SECTIONS:
+        for key, field in section.model_fields.items():
+            default, shown = field.default, rows[key]
+            if isinstance(default, bool) or default is None:
+                assert shown == {True: "true", False: "false", None: "null"}[default]
+            elif isinstance(default, int | float):
+                assert float(shown) == default
+            else:
+                assert shown == default
+            checked += 1
+    assert checked > 30
+
+
+def test_every_metric_of_the_trainers_is_in_the_glossary(repo: Path) -> None:
+    named = named_in((repo / "docs" / "metrics.md").read_text())
+    written = {
+        metric
+        for folder in ("trainers", "rewards")
+        for path in (repo / "rlhfctl" / folder).glob("*.py")
+        for metric in METRIC.findall(path.read_text())
+    }
+    assert {"loss/sft", "loss/policy", "reward/mean", "kl/rollout", "clip/fraction"} <= written
+    assert written - named == set()
+
+
+def test_every_file_that_the_pages_name_exists(repo: Path) -> None:
+    found = 0
+    for page in ("ppo.md", "sft.md", "metrics.md"):
+        for name in named_in((repo / "docs" / page).read_text()):
+            if re.fullmatch(
+                r"(rlhfctl/|algorithms/|models/|rewards/|trainers/|docs/|tests/)[\w/]+\.(py|md)", name
+            ):
+                path = (
+                    repo / name
+                    if name.startswith(("rlhfctl/", "docs/", "tests/"))
+                    else repo / "rlhfctl" / name
+                )
+                assert path.is_file(), f"docs/{page} names {name}"
+                found += 1
+    assert found > 10
