@@ -34,3 +34,19 @@ def shared() -> Path:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def chains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart task, small: model/ (configuration and tokenizer), data/{sft,prompts,eval}.jsonl."""
+    import json
+
+    from rlhfctl.quickstart.chains import make_rows, write_model
+
+    out = tmp_path_factory.mktemp("chains")
+    write_model(out / "model")
+    (out / "data").mkdir()
+    for name, rows in make_rows(0).items():
+        lines = [json.dumps(row) + "\n" for row in rows[:400]]
+        (out / "data" / f"{name}.jsonl").write_text("".join(lines))
+    return out

@@ -38,8 +38,6 @@ def check(inputs: Inputs) -> list[Finding]:
     if reward is None or inputs.quick:
         return []
     split = "train" if inputs.answered("train") else "eval"
-    if not getattr(inputs.recipe.data, split):
-        return [unused()]
     samples = inputs.samples(split).samples
     findings = unlabelled(inputs, samples)
     callable_sources = [source for source in reward.sources if not isinstance(source, ModelSource)]
@@ -67,17 +65,6 @@ def check(inputs: Inputs) -> list[Finding]:
         for source in sources:
             source.close()
     return findings
-
-
-def unused() -> Finding:
-    return Finding(
-        "R006",
-        "warning",
-        "the reward section is not used",
-        "with task sft the reward scores the answers to data.eval, and there is no data.eval",
-        "add data.eval or remove reward",
-        "reward",
-    )
 
 
 def unlabelled(inputs: Inputs, samples: list[Sample]) -> list[Finding]:
