@@ -63,7 +63,8 @@ class Policy(Section):
 
 class ValueModel(Section):
     init: str = Field(
-        "policy", description="policy | reward_model (the first `kind: model` source) | a checkpoint directory"
+        "policy",
+        description="policy | reward_model (the first `kind: model` source) | a checkpoint directory",
     )
     shared_trunk: bool = Field(
         False, description="one linear head on the policy's own hidden states instead of a second model"
@@ -79,7 +80,7 @@ class RewardSource(Section):
 
 
 class VerifierSource(RewardSource):
-    kind: Literal["verifier"]
+    kind: Literal["verifier"] = Field(description="verifier: a rule checks the answer against the label")
     name: Literal["chain_answer", "math_answer"] = Field(description="which rule checks the answer")
     right: float = Field(1.0, description="reward of a right answer")
     wrong: float = Field(0.0, description="reward of an answer that parses but is wrong")
@@ -87,18 +88,18 @@ class VerifierSource(RewardSource):
 
 
 class PythonSource(RewardSource):
-    kind: Literal["python"]
+    kind: Literal["python"] = Field(description="python: a function of yours scores the samples")
     path: str = Field(description="file with the reward function, relative to the recipe")
     function: str = Field("score", description="name of the function in that file")
     timeout: float = Field(60.0, gt=0, description="seconds for one batch of samples")
 
 
 class ModelSource(RewardSource):
-    kind: Literal["model"]
+    kind: Literal["model"] = Field(description="model: a reward model scores the samples")
     path: str = Field(description="reward model directory: backbone plus linear head")
     template: Literal["own"] = Field("own", description="scored through the reward model's own chat template")
     template_kwargs: dict[str, Any] = Field(default_factory=dict, description="variables for its template")
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="as policy.dtype")
 
 
 AnySource = Annotated[VerifierSource | PythonSource | ModelSource, Field(discriminator="kind")]
@@ -119,7 +120,7 @@ class Shaping(Section):
 class Reward(Section):
     sources: list[AnySource] = Field(min_length=1, description="one or more sources, summed with weights")
     granularity: Literal["sequence"] = Field("sequence", description="where rewards are given")
-    shaping: Shaping = Field(default_factory=lambda: Shaping())  # type: ignore[call-arg]
+    shaping: Shaping = Field(default_factory=Shaping)
     max_failures: NonNegative = Field(0, description="rows whose reward may fail before the run stops")
 
 
@@ -132,7 +133,10 @@ class Rollout(Section):
     )
     temperature: float = Field(1.0, gt=0, description="logits are divided by this before sampling")
     top_p: float = Field(
-        1.0, gt=0, le=1, description="nucleus sampling; below 1 the sampler's distribution is not the trainer's"
+        1.0,
+        gt=0,
+        le=1,
+        description="nucleus sampling; below 1 the sampler's distribution is not the trainer's",
     )
     max_batch_tokens: Positive = Field(
         32768, description="cache budget of one generation batch: rows x (prompt + max_new_tokens)"
@@ -147,10 +151,14 @@ class Algorithm(Section):
     minibatches: Positive = Field(1, description="optimizer steps per pass")
     clip_epsilon: float = Field(0.2, gt=0, lt=1, description="ratio clip, lower side (and upper by default)")
     clip_epsilon_high: float | None = Field(None, gt=0, description="ratio clip, upper side")
-    dual_clip: float | None = Field(None, gt=1, description="bound c of the dual clip for negative advantages")
+    dual_clip: float | None = Field(
+        None, gt=1, description="bound c of the dual clip for negative advantages"
+    )
     value_clip: float | None = Field(0.2, gt=0, description="value clip; null: off")
     value_coef: float = Field(1.0, ge=0, description="factor of the value loss with a shared trunk")
-    kl_coef: float = Field(0.05, ge=0, description="strength of the KL penalty to the reference; 0: no reference")
+    kl_coef: float = Field(
+        0.05, ge=0, description="strength of the KL penalty to the reference; 0: no reference"
+    )
     kl_estimator: Literal["k1", "k2", "k3"] | None = Field(
         None, description="default: k1 in the reward, k3 in the loss"
     )
@@ -176,12 +184,14 @@ class Algorithm(Section):
 
 class DataSource(Section):
     path: str = Field(description="file (.json .jsonl .jsonl.gz .parquet) or hub id")
-    format: Literal[
-        "auto", "messages", "sharegpt", "alpaca", "prompt_response", "hh_transcript", "qa"
-    ] = Field("auto", description="row format; auto: detected from the columns")
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_response", "hh_transcript", "qa"] = (
+        Field("auto", description="row format; auto: detected from the columns")
+    )
     split: str = Field("train", description="split of a hub data set")
     limit: Positive | None = Field(None, description="use only the first N rows")
-    weight: float = Field(1.0, gt=0, description="sampling weight: expected passes over this source per epoch")
+    weight: float = Field(
+        1.0, gt=0, description="sampling weight: expected passes over this source per epoch"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="rename columns before the format is applied, theirs: ours"
     )
@@ -189,52 +199,69 @@ class DataSource(Section):
 
 
 class Data(Section):
-    train: list[DataSource] = Field(min_length=1)
-    eval: list[DataSource] = Field(default_factory=list)
-    max_length: Positive = Field(1024, description="longest training sequence in tokens; longer rows are dropped, and counted")
+    train: list[DataSource] = Field(min_length=1, description="what is trained on: one or more sources")
+    eval: list[DataSource] = Field(default_factory=list, description="what is evaluated on")
+    max_length: Positive = Field(
+        1024, description="longest training sequence in tokens; longer rows are left out and counted"
+    )
     max_bad_rows: NonNegative = Field(0, description="malformed rows that may be skipped")
     train_on: Literal["all_assistant", "last_assistant"] = Field(
         "all_assistant", description="which assistant turns carry loss (sft)"
     )
-    shuffle: bool = True
+    shuffle: bool = Field(True, description="a new order in every epoch, from the seed")
 
 
 class Optim(Section):
-    lr: float = Field(1e-5, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float | None = Field(1.0, gt=0, description="gradient norm clip over the global batch; null: off")
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="after warm-up, down to min_lr_ratio")
+    lr: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's two decay rates")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of matrices")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="gradient norm clip over the global batch; null: off"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="after warm-up, down to min_lr_ratio"
+    )
     warmup_ratio: Fraction = Field(0.03, description="share of all optimizer steps spent warming up")
-    min_lr_ratio: Fraction = 0.0
+    min_lr_ratio: Fraction = Field(0.0, description="lowest learning rate as a share of the peak")
 
 
 class Train(Section):
     steps: Positive | None = Field(None, description="optimizer steps (sft), rollout steps (ppo)")
     epochs: Positive | None = Field(None, description="passes over the data instead of steps")
-    batch_size: Positive = Field(64, description="samples per step over all ranks; with n > 1: samples, not prompts")
-    tokens_per_microbatch: Positive = Field(8192, description="token budget of one packed forward pass on one rank")
+    batch_size: Positive = Field(
+        64, description="samples per step over all ranks; with n > 1: samples, not prompts"
+    )
+    tokens_per_microbatch: Positive = Field(
+        8192, description="token budget of one packed forward pass on one rank"
+    )
     eval_every: NonNegative = Field(0, description="steps between evaluations; 0: at the end only")
     eval_samples: Positive | None = Field(None, description="evaluate on the first N rows")
     save_every: NonNegative = Field(0, description="steps between checkpoints; 0: at the end only")
     keep_checkpoints: Positive = Field(2, description="newest checkpoints kept")
-    log_every: Positive = 1
+    log_every: Positive = Field(1, description="steps between lines of metrics.jsonl and on the terminal")
     samples_every: NonNegative = Field(0, description="steps between records in samples.jsonl; 0: off")
-    samples_per_step: Positive = 8
+    samples_per_step: Positive = Field(8, description="samples in each record")
 
     @model_validator(mode="after")
     def one_length(self) -> "Train":
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either train.steps or train.epochs")
+            raise ValueError("give either train.steps or train.epochs (the other one null)")
         return self
 
 
 class Template(Section):
-    on_mismatch: Literal["error", "warn"] = Field("error", description="what a template finding of error level does")
+    on_mismatch: Literal["error", "warn"] = Field(
+        "error", description="what a template finding of error level does"
+    )
     bridge: bool = Field(True, description="re-render messages through the reward model's own template")
-    fold_system: bool = Field(False, description="fold the system message into the first user turn where the reward model has no system role")
-    merge_roles: bool = Field(False, description="merge consecutive turns of one role where the reward model wants alternation")
+    fold_system: bool = Field(
+        False,
+        description="put the system message into the first user turn where the model has no system role",
+    )
+    merge_roles: bool = Field(
+        False, description="merge consecutive turns of one role where the model wants alternation"
+    )
     allow: list[str] = Field(default_factory=list, description="finding ids that may pass, e.g. [T012]")
 
 
@@ -242,13 +269,23 @@ class Launch(Section):
     launcher: Literal["auto", "inline", "torchrun"] = Field(
         "auto", description="inline: this process; torchrun: one process per device"
     )
-    nproc_per_node: Literal["auto"] | Positive = "auto"
-    nnodes: Positive = 1
-    node_rank: NonNegative | None = Field(None, description="static rendezvous only; c10d assigns ranks itself")
+    nproc_per_node: Literal["auto"] | Positive = Field("auto", description="auto: one per GPU, one on a CPU")
+    nnodes: Positive = Field(
+        1, description="machines that take part, each with its own launch of this command"
+    )
+    node_rank: NonNegative | None = Field(
+        None, description="static rendezvous only; c10d assigns ranks itself"
+    )
     rdzv_endpoint: str | None = Field(None, description="host:port of node 0, needed for nnodes > 1")
-    max_restarts: NonNegative = Field(0, description="restarts from the newest checkpoint after a worker died")
-    threads: Literal["auto"] | Positive = Field("auto", description="CPU threads per process; auto: cores / processes")
-    timeout: float = Field(1800.0, gt=0, description="seconds a rank waits for the others before the run fails")
+    max_restarts: NonNegative = Field(
+        0, description="restarts from the newest checkpoint after a worker died"
+    )
+    threads: Literal["auto"] | Positive = Field(
+        "auto", description="CPU threads per process; auto: cores / processes"
+    )
+    timeout: float = Field(
+        1800.0, gt=0, description="seconds a rank waits for the others before the run fails"
+    )
 
     @model_validator(mode="after")
     def keys_agree(self) -> "Launch":
@@ -256,11 +293,17 @@ class Launch(Section):
             if self.nnodes > 1 or (self.nproc_per_node != "auto" and self.nproc_per_node > 1):
                 raise ValueError("launch.launcher inline is one process: use torchrun or auto for several")
             if self.max_restarts:
-                raise ValueError("launch.max_restarts needs launch.launcher torchrun: inline has nobody to restart it")
+                raise ValueError(
+                    "launch.max_restarts needs launch.launcher torchrun: inline has nobody to restart it"
+                )
         if self.nnodes > 1 and self.rdzv_endpoint is None:
-            raise ValueError("launch.nnodes > 1 needs launch.rdzv_endpoint: host:port of node 0, equal on all nodes")
+            raise ValueError(
+                "launch.nnodes > 1 needs launch.rdzv_endpoint: host:port of node 0, equal on all nodes"
+            )
         if self.nnodes == 1 and (self.rdzv_endpoint is not None or self.node_rank is not None):
             raise ValueError("launch.rdzv_endpoint and launch.node_rank are for launch.nnodes > 1")
         if self.node_rank is not None and self.node_rank >= self.nnodes:
-            raise ValueError(f"launch.node_rank {self.node_rank} does not exist: {self.nnodes} nodes count from 0")
+            raise ValueError(
+                f"launch.node_rank {self.node_rank} does not exist: {self.nnodes} nodes count from 0"
+            )
         return self

@@ -25,19 +25,23 @@ GROUP_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_baseline")
 class Recipe(Section):
     """What sft and ppo share."""
 
-    name: str = Field(description="name of the run: runs/NAME/DATE is its default directory", pattern=r"^[\w.-]+$")
+    name: str = Field(
+        description="name of the run: runs/NAME/DATE is its default directory", pattern=r"^[\w.-]+$"
+    )
     seed: NonNegative = Field(17, description="the one source of randomness")
-    policy: Policy
-    data: Data
-    optim: Optim = Field(default_factory=lambda: Optim())  # type: ignore[call-arg]
-    train: Train
-    template: Template = Field(default_factory=lambda: Template())  # type: ignore[call-arg]
-    launch: Launch = Field(default_factory=lambda: Launch())  # type: ignore[call-arg]
+    policy: Policy = Field(description="the model that is trained")
+    data: Data = Field(description="what it is trained and evaluated on")
+    optim: Optim = Field(default_factory=Optim)
+    train: Train = Field(description="how long, in which portions, what is kept")
+    template: Template = Field(default_factory=Template)
+    launch: Launch = Field(default_factory=Launch)
 
 
 class SftRecipe(Recipe):
-    task: Literal["sft"]
-    reward: Reward | None = Field(None, description="evaluation only: greedy answers to data.eval are scored by it")
+    task: Literal["sft"] = Field(description="supervised fine-tuning")
+    reward: Reward | None = Field(
+        None, description="evaluation only: greedy answers to data.eval are scored by it"
+    )
     rollout: Rollout | None = Field(None, description="evaluation only: how those answers are generated")
 
     @model_validator(mode="after")
@@ -45,20 +49,26 @@ class SftRecipe(Recipe):
         if self.reward is not None and not self.data.eval:
             raise ValueError("reward in an sft recipe scores answers to data.eval, and data.eval is empty")
         if self.rollout is not None and self.reward is None:
-            raise ValueError("rollout in an sft recipe is for evaluation by a reward: add reward, or remove rollout")
+            raise ValueError(
+                "rollout in an sft recipe is for evaluation by a reward: add reward, or remove rollout"
+            )
         return self
 
     def evaluation_rollout(self) -> Rollout:
-        return self.rollout or Rollout()  # type: ignore[call-arg]
+        return self.rollout or Rollout()
 
 
 class PpoRecipe(Recipe):
-    task: Literal["ppo"]
-    reference: str | None = Field(None, description="reference model directory; default: the policy as it starts")
-    value_model: ValueModel | None = Field(None, description="default with advantage gae: a copy of the policy")
-    reward: Reward
-    rollout: Rollout = Field(default_factory=lambda: Rollout())  # type: ignore[call-arg]
-    algorithm: Algorithm = Field(default_factory=lambda: Algorithm())  # type: ignore[call-arg]
+    task: Literal["ppo"] = Field(description="reinforcement learning from rollouts and rewards")
+    reference: str | None = Field(
+        None, description="reference model directory; default: the policy as it starts"
+    )
+    value_model: ValueModel | None = Field(
+        None, description="default with advantage gae: a copy of the policy"
+    )
+    reward: Reward = Field(description="what a response is worth")
+    rollout: Rollout = Field(default_factory=Rollout)
+    algorithm: Algorithm = Field(default_factory=Algorithm)
 
     @model_validator(mode="after")
     def sections_agree(self) -> Self:
@@ -70,7 +80,9 @@ class PpoRecipe(Recipe):
                 f"algorithm.minibatches ({self.algorithm.minibatches}) must divide train.batch_size ({batch})"
             )
         if advantage in GROUP_ESTIMATORS and n < 2:
-            raise ValueError(f"algorithm.advantage {advantage} compares samples of one prompt: rollout.n must be 2 or more")
+            raise ValueError(
+                f"algorithm.advantage {advantage} compares samples of a prompt: rollout.n must be 2 or more"
+            )
         if advantage != "gae" and self.value_model is not None:
             raise ValueError(f"algorithm.advantage {advantage} uses no value model: remove value_model")
         return self

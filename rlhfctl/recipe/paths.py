@@ -1,0 +1,63 @@
+"""Which keys hold paths, and what they are relative to.
+
+A path given in a recipe or on the command line is relative to the current directory, as the shell completes it; a
+reward function or a chat template is looked for beside the recipe that names it first. What exists becomes absolute,
+so that a run directory can be resumed from anywhere; the rest stays as it is: a hub id, or what preflight reports.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+from typing import Any
+
+from rlhfctl.recipe.tree import Tree
+from rlhfctl.recipe.yaml12 import Path
+
+PATHS = (
+    "policy.path",
+    "policy.from_config",
+    "policy.tokenizer",
+    "policy.chat_template",
+    "reference",
+    "value_model.init",
+    "reward.sources.*.path",
+    "data.train.*.path",
+    "data.eval.*.path",
+)
+BESIDE_THE_RECIPE = ("policy.chat_template", "reward.sources.*.path")
+WORDS = {"value_model.init": ("policy", "reward_model")}
+
+
+def resolve_paths(tree: Tree) -> None:
+    """Make the paths in the tree absolute where they exist."""
+    for pattern in PATHS:
+        for path in matches(tree.root, tuple(pattern.split(".")), ()):
+            container: Any = tree.root
+            for part in path[:-1]:
+                container = container[part]
+            value = container[path[-1]]
+            if isinstance(value, str) and value and value not in WORDS.get(pattern, ()):
+                place = tree.place(path)
+                beside = pattern in BESIDE_THE_RECIPE and place is not None and place.file
+                container[path[-1]] = resolved(
+                    value, FilePath(place.file).parent if beside and place else None
+                )
+
+
+def resolved(value: str, beside: FilePath | None) -> str:
+    expanded = os.path.expanduser(value)
+    for base in (beside, FilePath()):
+        if base is not None and os.path.exists(base / expanded):
+            return os.path.abspath(base / expanded)
+    return expanded
+
+
+def matches(value: Any, pattern: tuple[str, ...], path: Path) -> Iterator[Path]:
+    """The paths of a tree that a dotted pattern with `*` for list indices names."""
+    if not pattern:
+        yield path
+    elif pattern[0] == "*" and isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from matches(item, pattern[1:], (*path, index))
+    elif isinstance(value, dict) and pattern[0] in value:
+        yield from matches(value[pattern[0]], pattern[1:], (*path, pattern[0]))
