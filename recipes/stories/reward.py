@@ -7,9 +7,10 @@ different words falls when a policy starts to repeat itself.
 
 import re
 
-HAPPY = frozenset(
-    "happy smiled smile laughed laugh hugged hug loved love fun friend friends kind glad proud excited joy".split()
-)
+HAPPY = {
+    *("happy", "glad", "proud", "excited", "joy", "fun", "kind", "friend", "friends"),
+    *("smile", "smiled", "laugh", "laughed", "hug", "hugged", "love", "loved"),
+}
 ENOUGH = 4
 
 

@@ -65,7 +65,7 @@ def load_samples(sources: list[DataSource], max_bad_rows: int = 0) -> Loaded:
 
 
 def _load_source(source: DataSource, samples: list[Sample], seen: dict[str, int]) -> SourceReport:
-    numbered = list(islice(read_rows(source.path, source.split), source.limit))
+    numbered = list(islice(read_rows(source.path, source.split, source.subset), source.limit))
     if not numbered:
         raise Refused(f"{source.path} is empty: it holds no rows")
     _check_columns(source, numbered)

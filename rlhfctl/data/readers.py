@@ -22,8 +22,8 @@ NumberedRow = tuple[int, Row | BadRow]
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def read_rows(path: str, split: str = "train") -> Iterator[NumberedRow]:
-    """Rows of a file (.json .jsonl .jsonl.gz .parquet) or of a split of a hub data set.
+def read_rows(path: str, split: str = "train", subset: str | None = None) -> Iterator[NumberedRow]:
+    """Rows of a file (.json .jsonl .jsonl.gz .parquet) or of a split of a hub data set (or of its subset).
 
     Raises Refused where the file is missing, a directory, unreadable or of an unknown form, and Unable where
     a package is missing.
@@ -35,9 +35,11 @@ def read_rows(path: str, split: str = "train") -> Iterator[NumberedRow]:
     if reader is None and file.exists():
         raise Refused(f"{path}: unknown form of data file, it must end in one of {' '.join(READERS)}")
     if reader is None and HUB_ID.fullmatch(path):
-        return _hub(path, split)
+        return _hub(path, split, subset)
     if reader is None or not file.exists():
         raise Refused(f"{path}: no such data file; check data.*.path")
+    if split != "train" or subset is not None:
+        raise Refused(f"{path} is a file: split and subset are for hub data sets, remove them")
     return _guarded(path, reader(file))
 
 
@@ -116,7 +118,7 @@ def _parquet(file: Path) -> Iterator[NumberedRow]:
         raise Refused(f"{file} is not a readable parquet file: {error}") from None
 
 
-def _hub(name: str, split: str) -> Iterator[NumberedRow]:
+def _hub(name: str, split: str, subset: str | None) -> Iterator[NumberedRow]:
     try:
         import datasets
     except ImportError:
@@ -124,7 +126,7 @@ def _hub(name: str, split: str) -> Iterator[NumberedRow]:
             f"{name} is no file here, and to load it from the hub: pip install 'rlhfctl[train]'"
         ) from None
     try:
-        table = datasets.load_dataset(name, split=split)
+        table = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # the hub client raises a dozen types: offline, absent, gated, unknown split
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Refused(

@@ -188,6 +188,7 @@ class DataSource(Section):
         Field("auto", description="row format; auto: detected from the columns")
     )
     split: str = Field("train", description="split of a hub data set")
+    subset: str | None = Field(None, description="configuration of a hub data set, e.g. main of openai/gsm8k")
     limit: Positive | None = Field(None, description="use only the first N rows")
     weight: float = Field(
         1.0, gt=0, description="sampling weight: expected passes over this source per epoch"

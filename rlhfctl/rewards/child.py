@@ -46,7 +46,9 @@ class Child:
         with self._lock:
             try:
                 process = self._running()
-                return self._exchange(process, json.dumps(request).encode() + b"\n", timeout)
+                # default: a table's dates and decimals reach a reward function as text
+                line = json.dumps(request, default=str).encode() + b"\n"
+                return self._exchange(process, line, timeout)
             except BaseException:
                 # Whatever went wrong (an interrupt in the middle of a line, too), this child's answers no longer
                 # belong to our questions.
@@ -62,8 +64,8 @@ class Child:
             return self._process
         self._kill()
         code = (
-            f"import sys; sys.path.insert(0, {PACKAGE_ROOT!r}); "
-            f"from {self.module} import main; main(sys.argv[1:])"
+            f"import sys; sys.path.insert(0, {PACKAGE_ROOT!r}); from {self.module} import main; "
+            f"sys.path.remove({PACKAGE_ROOT!r}); main(sys.argv[1:])"
         )
         self._process = process = subprocess.Popen(
             [sys.executable, "-c", code, *self.argv],

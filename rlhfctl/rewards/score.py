@@ -1,5 +1,6 @@
 """Samples through every source: weighted sums, and an account of what failed."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 

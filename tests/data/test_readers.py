@@ -117,7 +117,20 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     table = datasets.Dataset.from_list([{"question": "1+1?", "answer": "2"}])
-    asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or table)
-    assert list(read_rows("owner/set", "test")) == [(1, {"question": "1+1?", "answer": "2"})]
-    assert asked == [("owner/set", "test")]
+    asked: list[tuple[str, str | None, str]] = []
+
+    def load_dataset(name: str, subset: str | None, *, split: str) -> datasets.Dataset:
+        asked.append((name, subset, split))
+        return table
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert list(read_rows("owner/set", "test", "main")) == [(1, {"question": "1+1?", "answer": "2"})]
+    assert asked == [("owner/set", "main", "test")]
+
+
+@pytest.mark.parametrize("keys", [{"split": "test"}, {"subset": "main"}])
+def test_split_of_a_file_is_not_ignored(tmp_path: Path, keys: dict[str, str]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(Refused, match="is a file: split and subset are for hub data sets"):
+        list(read_rows(str(path), **keys))

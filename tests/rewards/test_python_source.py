@@ -4,6 +4,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +319,8 @@ def _gone(pid: int) -> bool:
             return True
 
     return _wait(ended, 10.0)
+
+
+def test_values_that_json_does_not_know_reach_the_function_as_text(make: Make) -> None:
+    source = make("def score(samples):\n    return [float(s['metadata']['price']) for s in samples]\n")
+    assert scores(source.score(rows("a", price=Decimal("1.5"), day=date(2025, 1, 15)))) == [1.5]
