@@ -42,12 +42,14 @@ def score_samples(sources: list[Source], samples: list[dict[str, Any]]) -> Score
 
 def quarantine_record(source: str, outcome: Outcome, sample: dict[str, Any]) -> dict[str, Any]:
     """What quarantine.jsonl keeps of a failed reward: the cause, and the whole sample to try it again with."""
+    # Through JSON and back: what a table holds (dates, decimals) is written as the text a reward function sees.
+    plain = json.loads(json.dumps(sample, default=str))
     return {
         "id": sample["id"],
         "source": source,
         "status": outcome.status,
         "error": outcome.error,
-        "sample": sample,
+        "sample": plain,
     }
 
 

@@ -1,3 +1,5 @@
+import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,12 @@ def test_a_failure_is_no_number() -> None:
         },
         {"id": "2", "source": "b", "status": "missing", "error": "no label", "sample": SAMPLES[2]},
     ]
+
+
+def test_quarantine_is_json_whatever_a_table_held() -> None:
+    sample = {**SAMPLES[0], "metadata": {"day": date(2025, 1, 15)}}
+    (record,) = score_samples([Fixed("a", 1.0, [Outcome("error", error="e")])], [sample]).failures
+    assert json.loads(json.dumps(record))["sample"]["metadata"] == {"day": "2025-01-15"}
 
 
 def test_sources_of_a_recipe(tmp_path: Path) -> None:
