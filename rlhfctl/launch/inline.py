@@ -4,21 +4,25 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import TextIO
 
 from rlhfctl.errors import Interrupted
 from rlhfctl.launch.plan import Plan
 from rlhfctl.run_dir import RunDir
 
 
-def run_inline(plan: Plan, run: RunDir, attempt: int, resume: bool) -> int:
-    """The worker's exit code. The environment is set before torch can be imported: libgomp reads it once."""
+def run_inline(plan: Plan, run: RunDir, attempt: int, resume: bool, progress: TextIO | None) -> int:
+    """The worker's exit code. The environment is set before torch can be imported: libgomp reads it once.
+
+    progress: where lines for the user go; None: into the attempt's console.log alone.
+    """
     os.environ.update(plan.env)
     from rlhfctl import worker
 
     stop = worker.StopRequest(inline=True)
     with stdout_to_stderr(), stop.installed():
         try:
-            return worker.run(run.path, resume, attempt, inline=True, stop=stop, console=sys.stderr)
+            return worker.run(run.path, resume, attempt, inline=True, stop=stop, console=progress)
         except Interrupted as interruption:  # a signal in the instant before the worker was ready for it
             return interruption.exit_code
 

@@ -1,5 +1,6 @@
 """Start a run and tell how it ended. The run directory exists, holds recipe.yaml, and was checked by the caller."""
 
+import io
 import os
 import signal
 import sys
@@ -41,8 +42,8 @@ def node_of(launch: "Launch") -> Node | None:
     return node if launch.node_rank is None else replace(node, leader=launch.node_rank == 0)
 
 
-def start(recipe: "AnyRecipe", run: RunDir, resume: bool, verbose: bool) -> Result:
-    """Run the recipe in `run` to its end, in this process or under torchrun."""
+def start(recipe: "AnyRecipe", run: RunDir, resume: bool, verbose: bool, quiet: bool = False) -> Result:
+    """Run the recipe in `run` to its end, in this process or under torchrun. quiet: no progress on stderr."""
     machine = this_machine()
     plan = make_plan(recipe.launch, machine, os.environ, node_of(recipe.launch))
     verbose = verbose or os.environ.get("RLHFCTL_DEBUG", "") not in ("", "0")
@@ -59,10 +60,12 @@ def start(recipe: "AnyRecipe", run: RunDir, resume: bool, verbose: bool) -> Resu
     write_launch(run, plan, machine, attempt, argv)
     try:
         if plan.launcher == "inline":
-            return inline_result(recipe, run, attempt, run_inline(plan, run, attempt, resume), verbose)
+            exit_code = run_inline(plan, run, attempt, resume, None if quiet else sys.stderr)
+            return inline_result(recipe, run, attempt, exit_code, verbose)
         logs = run.attempt(attempt)
+        progress = io.StringIO() if quiet else sys.stderr
         agent = run_agent(
-            argv, worker_environment(plan), logs / "torchrun.log", logs / "console.log", sys.stderr, [lock]
+            argv, worker_environment(plan), logs / "torchrun.log", logs / "console.log", progress, [lock]
         )
         return torchrun_result(recipe, plan, run, attempt, agent, verbose)
     finally:
