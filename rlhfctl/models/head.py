@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from rlhfctl.models.linear import product, shape_bucket
 
 KEEP_ELEMENTS = 1 << 24  # float32 probabilities kept for the backward pass: 64 MiB
 CHUNK_ELEMENTS = 1 << 24  # float32 logits of one chunk: 64 MiB
@@ -22,9 +25,15 @@ def chunk_rows(vocabulary: int) -> int:
     return max(16, CHUNK_ELEMENTS // vocabulary)
 
 
+def fill_up(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of zeros up to a multiple of the bucket, so that few different shapes occur; they get no gradient."""
+    extra = -len(targets) % max(1, shape_bucket(weight.dtype, weight.device) // 2)
+    return functional.pad(hidden, (0, 0, 0, extra)), functional.pad(targets, (0, extra))
+
+
 def chunk_logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
     """[n, H] x [V, H] -> float32 logits [n, V] divided by the temperature."""
-    logits = (hidden @ weight.t()).float()
+    logits = product(hidden, weight).float()
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
@@ -68,9 +77,9 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_logits = probabilities * -scale  # d logp / d logit = onehot - p
             grad_logits.scatter_add_(1, targets[part, None], scale)
             grad_logits = grad_logits.to(hidden.dtype)
-            torch.mm(grad_logits, weight, out=grad_hidden[part])
+            grad_hidden[part] = product(grad_logits, weight.t())
             if grad_weight is not None:
-                grad_weight.addmm_(grad_logits.t(), hidden[part])
+                grad_weight += product(grad_logits.t(), hidden[part].t())
         return grad_hidden, grad_weight, None, None
 
 
@@ -81,8 +90,10 @@ def token_logprobs(
 
     hidden [N, H], weight [V, H], targets [N] -> logprobs [N] in nats, float32; entropy [N] in nats, no gradient.
     """
+    rows = len(targets)
+    hidden, targets = fill_up(hidden, targets, weight)
     logprobs, entropy = _TokenLogprobs.apply(hidden, weight, targets, temperature)
-    return logprobs, entropy
+    return logprobs[:rows], entropy[:rows]
 
 
 class _WeightedNll(torch.autograd.Function):
@@ -103,9 +114,9 @@ class _WeightedNll(torch.autograd.Function):
             grad_logits = logits.sub_(normaliser[:, None]).exp_().mul_(weights[part, None])
             grad_logits.scatter_add_(1, targets[part, None], -weights[part, None])
             grad_logits = grad_logits.to(hidden.dtype)
-            torch.mm(grad_logits, weight, out=grad_hidden[part])
+            grad_hidden[part] = product(grad_logits, weight.t())
             if grad_weight is not None:
-                grad_weight.addmm_(grad_logits.t(), hidden[part])
+                grad_weight += product(grad_logits.t(), hidden[part].t())
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -125,4 +136,7 @@ def weighted_nll(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tenso
     if not torch.is_grad_enabled():
         logprobs, _ = token_logprobs(hidden, weight, targets)
         return -(logprobs * weights).sum()
+    rows = len(targets)
+    hidden, targets = fill_up(hidden, targets, weight)
+    weights = functional.pad(weights, (0, len(targets) - rows))
     return _WeightedNll.apply(hidden, weight, targets, weights)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
 from rlhfctl.models import attention
+from rlhfctl.models.linear import speed_up
 from rlhfctl.models.packing import Pack
 from rlhfctl.recipe.sections import Policy
 
@@ -70,6 +71,7 @@ def prepare(model: nn.Module, device: torch.device, gradient_checkpointing: bool
             module.padding_idx = None  # a sampled pad token is a token: its embedding gets its gradient
     if hasattr(model.config, "attention_dropout"):
         config_of(model).attention_dropout = 0.0
+    speed_up(model)
     model.eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

@@ -36,8 +36,13 @@ def pack(
     ids: Sequence[Sequence[int]],
     trained: Sequence[Sequence[int]],
     device: torch.device | str = "cpu",
+    bucket: int = 1,
 ) -> Pack:
-    """Lay `rows` end to end; ids[i] are row i's tokens, trained[i] the indices (>= 1) of its trained tokens."""
+    """Lay `rows` end to end; ids[i] are row i's tokens, trained[i] the indices (>= 1) of its trained tokens.
+
+    bucket: the pack is filled up to a multiple of so many tokens, so that few different shapes occur
+    (models/linear.py: shape_bucket says when that pays).
+    """
     flat: list[int] = []
     positions: list[int] = []
     predictors: list[int] = []
@@ -49,10 +54,16 @@ def pack(
         positions.extend(range(len(tokens)))
         predictors.extend(start + index - 1 for index in trained[row])
         targets.extend(tokens[index] for index in trained[row])
+    lengths = [len(ids[row]) for row in rows]
+    filler = -len(flat) % bucket
+    if filler:  # a document of its own that nothing reads
+        flat.extend([0] * filler)
+        positions.extend(range(filler))
+        lengths.append(filler)
     return Pack(
         ids=torch.tensor([flat], device=device),
         positions=torch.tensor([positions], device=device),
-        layout=PackedLayout.of_lengths([len(ids[row]) for row in rows]),
+        layout=PackedLayout.of_lengths(lengths),
         predictors=torch.tensor(predictors, dtype=torch.long, device=device),
         targets=torch.tensor(targets, dtype=torch.long, device=device),
         rows=list(rows),

@@ -34,16 +34,22 @@ class ModelReward:
             try:
                 ids = self.encoder.encode_text(self.encoder.render(messages))
             except TemplateError as error:
-                outcomes[place] = Outcome("error", error=f"the reward model's template refuses the messages: {error}")
+                outcomes[place] = Outcome(
+                    "error", error=f"the reward model's template refuses the messages: {error}"
+                )
                 continue
             if self.max_length is not None and len(ids) > self.max_length:
-                outcomes[place] = Outcome("error", error=f"{len(ids)} tokens, the reward model takes {self.max_length}")
+                outcomes[place] = Outcome(
+                    "error", error=f"{len(ids)} tokens, the reward model takes {self.max_length}"
+                )
                 continue
             rows.append(ids)
             places.append(place)
         for place, value in zip(places, self.model.score(rows, TOKENS_PER_FORWARD), strict=True):
             finite = abs(value) < float("inf")
-            outcomes[place] = Outcome("ok", value) if finite else Outcome("error", error=f"the score is {value}")
+            outcomes[place] = (
+                Outcome("ok", value) if finite else Outcome("error", error=f"the score is {value}")
+            )
         return [outcome for outcome in outcomes if outcome is not None]
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhfctl.models.attention import causal_attention, sdpa
+from rlhfctl.models.linear import product
 from rlhfctl.models.load import backbone, head_weight
 from rlhfctl.rollout.sampling import draw, uniforms
 from rlhfctl.rollout.types import Request, Rollout
@@ -149,7 +150,7 @@ def _generate_batch(
 
     for step in range(sampling.max_new_tokens):
         uniform = None if stream is None else stream[live, step]
-        picked, picked_logprobs = draw(hidden @ weight.t(), uniform, temperature, sampling.top_p)
+        picked, picked_logprobs = draw(product(hidden, weight), uniform, temperature, sampling.top_p)
         tokens[live, step], logprobs[live, step] = picked, picked_logprobs
         ended = torch.isin(picked, stops)
         if bool(ended.any()):

@@ -6,6 +6,7 @@ from torch import nn
 from rlhfctl.data.encode import encode_prompts
 from rlhfctl.data.load import load_samples
 from rlhfctl.models.head import weighted_nll
+from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors
 from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
 from rlhfctl.recipe.tasks import PpoRecipe, SftRecipe
@@ -65,7 +66,8 @@ class Evaluator:
         mine = split_over_ranks(self.members, self.rows.lengths, self.ctx.world)[self.ctx.rank]
         sums = {"nll": 0.0, "tokens": 0.0}
         for members in plan_packs(mine, self.rows.lengths, self.recipe.train.tokens_per_microbatch):
-            batch = pack(members, self.rows.ids, self.rows.trained, weight.device)
+            bucket = shape_bucket(weight.dtype, weight.device)
+            batch = pack(members, self.rows.ids, self.rows.trained, weight.device, bucket)
             ones = torch.ones(len(batch.targets), device=weight.device)
             hidden = hidden_at_predictors(trunk, batch)
             sums["nll"] += float(weighted_nll(hidden, weight, batch.targets, ones))

@@ -65,6 +65,7 @@ def score_tokens(
     world: int,
     budget: int,
     device: torch.device,
+    bucket: int = 1,
 ) -> Tensor:
     """One number per response token, [B, T] on every rank: each rank runs `forward` (Pack -> [N]) on its share."""
     ids = [trajectory.ids for trajectory in trajectories]
@@ -74,7 +75,7 @@ def score_tokens(
     found: list[tuple[int, Tensor]] = []
     with torch.no_grad():
         for members in plan_packs(mine, lengths, budget):
-            batch = pack(members, ids, trained, device)
+            batch = pack(members, ids, trained, device, bucket)
             parts = forward(batch).float().cpu().split(batch.counts)
             found += list(zip(members, parts, strict=True))
     by_row = dict(gather_lists(found))

@@ -17,7 +17,7 @@ def make_experience(
 
     def per_token(forward: Forward):  # type: ignore[no-untyped-def]
         budget = recipe.train.tokens_per_microbatch
-        return score_tokens(trajectories, forward, ctx.rank, ctx.world, budget, ctx.device)
+        return score_tokens(trajectories, forward, ctx.rank, ctx.world, budget, ctx.device, models.bucket)
 
     ref_logprobs = per_token(models.reference) if models.reference is not None else None
     values = per_token(models.values) if models.critic is not None else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from rlhfctl.models.head import token_logprobs
+from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors, load_causal_lm
 from rlhfctl.models.lora import adapters_off, add_lora
 from rlhfctl.models.packing import Pack
@@ -27,6 +28,12 @@ class PpoModels:
     critic: Critic | None
     reference: Forward | None
     temperature: float
+
+    @property
+    def bucket(self) -> int:
+        """Tokens that packs are filled up to a multiple of."""
+        weight = head_weight(self.policy)
+        return shape_bucket(weight.dtype, weight.device)
 
     def logprobs(self, batch: Pack) -> Tensor:
         """The policy's log-probabilities [N] under the sampling temperature."""

@@ -111,7 +111,7 @@ def train_minibatch(
     weight_of = dict(zip(rows, weights.tolist(), strict=True))
     mine = split_over_ranks(rows, lengths, ctx.world)[ctx.rank]
     for members in plan_packs(mine, lengths, recipe.train.tokens_per_microbatch):
-        batch = pack(members, experience.ids, experience.trained, ctx.device)
+        batch = pack(members, experience.ids, experience.trained, ctx.device, models.bucket)
         token_weight = per_token(
             torch.tensor([weight_of[row] for row in members]), torch.tensor(batch.counts)
         )

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from rlhfctl.models.head import weighted_nll
+from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors, load_causal_lm
 from rlhfctl.models.lora import add_lora
 from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
@@ -77,7 +78,9 @@ def train_batch(policy: nn.Module, data: SftData, rows: list[int], trained: int,
     trunk, weight = backbone(policy), head_weight(policy)
     total = 0.0
     for members in plan_packs(rows, data.lengths, budget):
-        batch = pack(members, data.ids, data.trained, weight.device)
+        batch = pack(
+            members, data.ids, data.trained, weight.device, shape_bucket(weight.dtype, weight.device)
+        )
         hidden = hidden_at_predictors(trunk, batch)
         weights = torch.full((len(batch.targets),), 1.0 / trained, device=weight.device)
         loss = weighted_nll(hidden, weight, batch.targets, weights)
