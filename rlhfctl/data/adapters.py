@@ -37,14 +37,15 @@ def adapt(row: Row, format: str, system: str | None = None) -> Sample:
 
 
 def _take_id(rest: Row, row: Row) -> str:
+    try:
+        hashed = content_id(_without_none(row))
+    except UnicodeEncodeError:
+        raise BadRow("holds half of a surrogate pair, which no tokenizer can encode") from None
     for column in ID_COLUMNS:
         given = rest.get(column)
         if isinstance(given, (str, int)) and not isinstance(given, bool) and given != "":
             return str(rest.pop(column))
-    try:
-        return content_id(_without_none(row))
-    except UnicodeEncodeError:
-        raise BadRow("holds half of a surrogate pair, which no tokenizer can encode") from None
+    return hashed
 
 
 def _without_none(value: Any) -> Any:

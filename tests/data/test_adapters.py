@@ -171,6 +171,7 @@ def test_given_ids_win_and_hashes_ignore_order_and_system() -> None:
         ),
         ("messages", {"messages": [{**USER, "tool_calls": "f"}]}, "tool_calls must be a list"),
         ("messages", {"messages": [{"role": "user", "content": "\ud83d"}]}, "half of a surrogate pair"),
+        ("qa", {"id": "x", "question": "q", "answer": "1", "note": ["\udc00"]}, "half of a surrogate pair"),
         ("sharegpt", {"conversations": [{"from": "narrator", "value": "x"}]}, "is from 'narrator'"),
         ("sharegpt", {"conversations": [{"value": "x"}]}, "has no 'from'"),
         (
