@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from rlhfctl.recipe.ignored import ignored_keys
 from rlhfctl.recipe.sections import (
     Algorithm,
     Data,
@@ -85,6 +86,13 @@ class PpoRecipe(Recipe):
             )
         if advantage != "gae" and self.value_model is not None:
             raise ValueError(f"algorithm.advantage {advantage} uses no value model: remove value_model")
+        if self.algorithm.importance_correction == "tis" and self.algorithm.old_logprobs == "sampler":
+            raise ValueError(
+                "algorithm.importance_correction compares the trainer with the sampler: old_logprobs cannot be sampler"
+            )
+        ignored = ignored_keys(self)
+        if ignored:
+            raise ValueError("; ".join(ignored))
         return self
 
 

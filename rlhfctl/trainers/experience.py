@@ -115,12 +115,18 @@ def build(
         groups = int(index.max()) // n + 1
         padded = torch.zeros(groups * n).index_copy(0, index, totals)
         valid = torch.zeros(groups * n, dtype=torch.bool).index_fill(0, index, True)
-        found, zero_variance = group_advantages(
-            padded, n, algorithm.advantage, algorithm.group_std_eps, valid
-        )
+        estimator, eps = algorithm.advantage, algorithm.group_std_eps
+        found, _ = group_advantages(padded, n, estimator, eps, valid)
         advantages = found[index][:, None] * mask
+        # Counted on the scores alone: the penalty differs between samples that earned the same.
+        plain = torch.zeros(groups * n).index_copy(0, index, scores)
+        _, zero_variance = group_advantages(plain, n, estimator, eps, valid)
     wanted = algorithm.whiten_advantages
-    if per_token if wanted is None else wanted:
+    if wanted is None:
+        wanted = (
+            per_token or algorithm.advantage == "reinforce_baseline"
+        )  # REINFORCE++ and its baseline variant
+    if wanted:
         advantages = whiten(advantages, mask)
     return Experience(
         trajectories=trajectories,

@@ -36,5 +36,7 @@ def make_experience(
 
 def recompute_old(recipe: PpoRecipe, models: PpoModels) -> bool:
     if recipe.algorithm.old_logprobs == "auto":
+        if recipe.algorithm.importance_correction == "tis":
+            return True  # it compares the two
         return head_weight(models.policy).dtype.itemsize < 4
     return recipe.algorithm.old_logprobs == "recompute"

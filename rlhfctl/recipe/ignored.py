@@ -1,0 +1,58 @@
+"""Keys that a recipe sets and that its other keys make meaningless: an error, never silence.
+
+A key at its default is never reported, so a resolved recipe, which spells out every key, reads back as it was.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhfctl.recipe.tasks import PpoRecipe
+
+
+def ignored_keys(recipe: "PpoRecipe") -> list[str]:
+    """One sentence for each key that would change nothing."""
+    algorithm, value_model = recipe.algorithm, recipe.value_model
+    gae = algorithm.advantage == "gae"
+    per_token = algorithm.advantage in ("gae", "reinforce")
+    shared = value_model is not None and value_model.shared_trunk
+    corrected = algorithm.importance_correction == "tis"
+    penalised = algorithm.kl_coef > 0
+    # section, key, whether the run reads it, what it belongs to
+    table: list[tuple[str, Any, str, bool, str]] = [
+        ("algorithm", algorithm, "gae_lambda", gae, "algorithm.advantage gae"),
+        ("algorithm", algorithm, "value_clip", gae, "algorithm.advantage gae"),
+        ("algorithm", algorithm, "value_coef", gae and shared, "value_model.shared_trunk true"),
+        ("algorithm", algorithm, "gamma", per_token, "algorithm.advantage gae or reinforce"),
+        ("algorithm", algorithm, "group_std_eps", algorithm.advantage == "grpo", "algorithm.advantage grpo"),
+        ("algorithm", algorithm, "kl_in", penalised, "algorithm.kl_coef above 0"),
+        ("algorithm", algorithm, "kl_estimator", penalised, "algorithm.kl_coef above 0"),
+        ("algorithm", algorithm, "kl_limit", penalised, "algorithm.kl_coef above 0"),
+        (
+            "algorithm",
+            algorithm,
+            "importance_cap",
+            algorithm.importance_correction == "tis",
+            "importance_correction tis",
+        ),
+    ]
+    if value_model is not None:
+        table.append(("value_model", value_model, "lr", not shared, "value_model.shared_trunk false"))
+    shaping = recipe.reward.shaping
+    table += [
+        ("reward.shaping", shaping, "truncated_reward", shaping.truncated == "replace", "truncated: replace"),
+        (
+            "reward.shaping",
+            shaping,
+            "overlong_factor",
+            shaping.overlong_buffer > 0,
+            "overlong_buffer above 0",
+        ),
+    ]
+    found = [
+        f"{section}.{key} is ignored here: it belongs to {owner}"
+        for section, values, key, used, owner in table
+        if not used and getattr(values, key) != type(values).model_fields[key].default
+    ]
+    if recipe.reference is not None and not penalised:
+        found.append("reference is ignored here: it belongs to algorithm.kl_coef above 0")
+    return found
