@@ -11,20 +11,29 @@ from rlhfctl.launch.plan import Plan
 from rlhfctl.run_dir import RunDir
 
 
-def run_inline(plan: Plan, run: RunDir, attempt: int, resume: bool, progress: TextIO | None) -> int:
+def run_inline(plan: Plan, run: RunDir, attempt: int, resume: bool, quiet: bool = False) -> int:
     """The worker's exit code. The environment is set before torch can be imported: libgomp reads it once.
 
-    progress: where lines for the user go; None: into the attempt's console.log alone.
+    quiet: what would go to stderr goes into the attempt's console.log.
     """
     os.environ.update(plan.env)
     from rlhfctl import worker
 
     stop = worker.StopRequest(inline=True)
-    with stdout_to_stderr(), stop.installed():
+    with stdout_to_stderr(), stderr_aside(run, attempt, quiet) as progress, stop.installed():
         try:
             return worker.run(run.path, resume, attempt, inline=True, stop=stop, console=progress)
         except Interrupted as interruption:  # a signal in the instant before the worker was ready for it
             return interruption.exit_code
+
+
+@contextlib.contextmanager
+def stderr_aside(run: RunDir, attempt: int, quiet: bool) -> Iterator[TextIO]:
+    if not quiet:
+        yield sys.stderr
+        return
+    with open(run.attempt(attempt) / "console.log", "a", buffering=1) as log, contextlib.redirect_stderr(log):
+        yield log
 
 
 @contextlib.contextmanager

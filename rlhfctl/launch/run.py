@@ -60,7 +60,7 @@ def start(recipe: "AnyRecipe", run: RunDir, resume: bool, verbose: bool, quiet: 
     write_launch(run, plan, machine, attempt, argv)
     try:
         if plan.launcher == "inline":
-            exit_code = run_inline(plan, run, attempt, resume, None if quiet else sys.stderr)
+            exit_code = run_inline(plan, run, attempt, resume, quiet)
             return inline_result(recipe, run, attempt, exit_code, verbose)
         logs = run.attempt(attempt)
         progress = io.StringIO() if quiet else sys.stderr

@@ -94,7 +94,7 @@ def unknown_key(path: Path, tree: Tree, task: str) -> Problem:
     if len(path) == 1 and others:
         return Problem(f"{key} is for {' and '.join(others)}, and this is a recipe of {task}", place, key)
     if key_in_schema(path, task):
-        kind = tree.root
+        kind: Any = tree.root
         for part in path[:-1]:
             kind = kind[part]
         return Problem(f"{key} is no key of {DISCRIMINATOR} {kind.get(DISCRIMINATOR)}", place, key)

@@ -15,7 +15,6 @@ def ignored_keys(recipe: "PpoRecipe") -> list[str]:
     gae = algorithm.advantage == "gae"
     per_token = algorithm.advantage in ("gae", "reinforce")
     shared = value_model is not None and value_model.shared_trunk
-    corrected = algorithm.importance_correction == "tis"
     penalised = algorithm.kl_coef > 0
     # section, key, whether the run reads it, what it belongs to
     table: list[tuple[str, Any, str, bool, str]] = [

@@ -19,6 +19,7 @@ class Key:
     description: str
     choices: tuple[str, ...]
     section: bool  # holds keys or a list of sections, not a value
+    items: bool = False  # a list of sections
 
 
 def keys_of(task: str) -> list[Key]:
@@ -28,7 +29,7 @@ def keys_of(task: str) -> list[Key]:
         first = found.get(key.path)
         if first and first.choices != key.choices:
             both = (*first.choices, *(choice for choice in key.choices if choice not in first.choices))
-            key = Key(key.path, first.description or key.description, both, key.section)
+            key = Key(key.path, first.description or key.description, both, key.section, key.items)
         found[key.path] = key
     return list(found.values())
 
@@ -40,7 +41,7 @@ def model_keys(model: type[BaseModel], prefix: str) -> Iterator[Key]:
         models, items = sections_in(branches)
         nested = bool(models or items)
         choices = () if nested else tuple(choice for branch in branches for choice in choices_in(branch))
-        yield Key(path, field.description or "", choices, nested)
+        yield Key(path, field.description or "", choices, nested, bool(items))
         for inner in models:
             yield from model_keys(inner, f"{path}.")
         for inner in items:

@@ -167,7 +167,8 @@ class Algorithm(Section):
     gamma: Fraction = Field(1.0, description="discount")
     gae_lambda: Fraction = Field(0.95, description="GAE lambda")
     whiten_advantages: bool | None = Field(
-        None, description="zero mean, unit variance over the global batch; default: for gae, reinforce and reinforce_baseline"
+        None,
+        description="zero mean, unit variance over the batch; default: for gae, reinforce, reinforce_baseline",
     )
     group_std_eps: float = Field(1e-4, gt=0, description="added to the group's standard deviation (grpo)")
     loss_mean: Literal["token", "sequence", "constant"] = Field(

@@ -1,0 +1,177 @@
+"""What the shell completions ask: the words typed so far, to candidates, one per line.
+
+`_RLHFCTL_COMPLETE=zsh rlhfctl WORD... PREFIX` prints `candidate<TAB>description`. With `bash` the line up to the
+cursor is in COMP_LINE, since bash's own words are torn at `=`; candidates come back as bash wants to insert them.
+"""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+Candidate = tuple[str, str]
+
+TRAINING = ("sft", "ppo")
+SPECIAL = re.compile(r"""([\s'"\\$&;|<>()*?\[\]{}!#`~])""")
+
+
+def complete(cli: Any, shell: str, argv: list[str]) -> int:
+    """Print the candidates; nothing on any failure: a shell must not show a traceback for a TAB."""
+    try:
+        typed = split_line(os.environ.get("COMP_LINE", ""))[1:] if shell == "bash" else argv
+        words = typed or [""]
+        found = [each for each in candidates(cli, words[:-1], words[-1]) if each[0].startswith(words[-1])]
+        if shell == "bash":
+            kept = torn_off(words[-1], os.environ.get("COMP_WORDBREAKS", "=:"))
+            lines = [SPECIAL.sub(r"\\\1", value)[len(SPECIAL.sub(r"\\\1", kept)) :] for value, _ in found]
+        else:
+            lines = [f"{value}\t{help}".rstrip("\t") for value, help in found]
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+    except Exception:
+        if os.environ.get("RLHFCTL_DEBUG", "") not in ("", "0"):
+            raise
+        return 1
+    return 0
+
+
+def split_line(line: str) -> list[str]:
+    """As the shell splits it, an open quote at the end allowed; the last word is the one being typed."""
+    for closing in ("", "'", '"'):
+        try:
+            words = shlex.split(line + closing)
+        except ValueError:
+            continue
+        return [*words, ""] if not closing and line[-1:].isspace() else words
+    return line.split(" ")
+
+
+def torn_off(word: str, breaks: str) -> str:
+    """The part of a word that bash keeps in front of what it replaces."""
+    return (
+        word[: max(word.rfind(mark) for mark in "=:" if mark in breaks) + 1]
+        if set("=:") & set(breaks)
+        else ""
+    )
+
+
+def candidates(cli: Any, words: list[str], prefix: str) -> Iterator[Candidate]:
+    name = next((word for word in words if not word.startswith("-")), None)
+    command = cli.commands.get(name) if name else cli
+    if command is None:
+        return
+    if prefix.startswith("-"):
+        yield from options(command)
+        return
+    if name is None:
+        for each, subcommand in cli.commands.items():
+            yield each, subcommand.get_short_help_str(80)
+        return
+    taking = {flag for flag, takes in flags(command) if takes}
+    if words[-1] in taking:
+        yield from files(prefix, directories_only=words[-1] == "--run-dir")
+        return
+    given = positionals(words[words.index(name) + 1 :], taking)
+    if name in TRAINING:
+        if not given:
+            yield from recipes(prefix)
+        if given or "--resume" in words:
+            yield from overrides(name, prefix)
+    elif name == "recipes":
+        yield from recipe_actions(given)
+    else:
+        yield from files(prefix)
+
+
+def flags(command: Any) -> Iterator[tuple[str, bool]]:
+    """Each option's names, and whether it takes a value."""
+    for param in command.params:
+        if param.param_type_name == "option":
+            for flag in param.opts:
+                yield flag, not param.is_flag
+
+
+def options(command: Any) -> Iterator[Candidate]:
+    for param in command.params:
+        if param.param_type_name == "option" and not param.hidden:
+            for flag in param.opts:
+                yield flag, param.help or ""
+    yield "--help", "Show this message and exit."
+
+
+def positionals(words: list[str], taking: set[str]) -> list[str]:
+    given, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in taking:
+            skip = True
+        elif word == "-" or not word.startswith("-"):
+            given.append(word)
+    return given
+
+
+def recipe_actions(given: list[str]) -> Iterator[Candidate]:
+    from rlhfctl.recipe.catalogue import shipped_names
+
+    if not given:
+        yield from (
+            ("list", "names and what they do"),
+            ("show", "one recipe"),
+            ("schema", "JSON Schema of a task"),
+        )
+    elif given == ["show"]:
+        yield from ((name, "") for name in shipped_names())
+    elif given == ["schema"]:
+        yield from ((task, "") for task in TRAINING)
+
+
+def recipes(prefix: str) -> Iterator[Candidate]:
+    from rlhfctl.recipe.catalogue import shipped_names, shipped_path, summary
+
+    for name in shipped_names():
+        path = shipped_path(name) if name.startswith(prefix) else None
+        if path is not None:
+            yield name, summary(path)
+    yield from files(prefix, endings=(".yaml", ".yml"))
+
+
+def files(prefix: str, directories_only: bool = False, endings: tuple[str, ...] = ()) -> Iterator[Candidate]:
+    folder, slash, start = prefix.rpartition("/")
+    try:
+        entries = sorted(os.scandir(os.path.expanduser(folder + slash) or "."), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if not entry.name.startswith(start) or (entry.name.startswith(".") and not start):
+            continue
+        if entry.is_dir():
+            yield f"{folder}{slash}{entry.name}/", ""
+        elif not directories_only and (not endings or entry.name.endswith(endings)):
+            yield f"{folder}{slash}{entry.name}", ""
+
+
+def overrides(task: str, prefix: str) -> Iterator[Candidate]:
+    """Keys one level at a time (`algorithm.`, then `algorithm.clip_epsilon=`), then the values that can be told."""
+    from rlhfctl.recipe.keys import keys_of
+    from rlhfctl.recipe.paths import PATHS, WORDS
+
+    typed, equals, value = prefix.partition("=")
+    schema_prefix = re.sub(r"(?<=\.)\d+(?=\.|$)", "0", typed)
+    if equals:
+        for key in keys_of(task):
+            if key.path == schema_prefix:
+                yield from ((f"{typed}={choice}", "") for choice in key.choices)
+        yield from ((f"{typed}={word}", "") for word in WORDS.get(schema_prefix, ()))
+        if schema_prefix.replace(".0.", ".*.") in PATHS:
+            yield from ((f"{typed}={path}", "") for path, _ in files(value))
+        return
+    level = schema_prefix.rpartition(".")[0]
+    shown = typed.rpartition(".")[0]
+    for key in keys_of(task):
+        parent, _, name = key.path.rpartition(".")
+        if parent == level:
+            end = "=" if not key.section else ".0." if key.items else "."
+            yield f"{shown}.{name}{end}" if shown else f"{name}{end}", key.description

@@ -1,0 +1,112 @@
+"""The only printer of the command line: the result goes to stdout, all else to stderr.
+
+With --json stdout gets exactly one object, whatever happens. A reader that went away (a broken pipe) ends nothing:
+what it would have read is dropped, and the exit code stands.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rlhfctl.cli.exit_codes import DONE, FAILED, status_of
+
+if TYPE_CHECKING:
+    from rlhfctl.preflight.run import Report
+
+SCHEMA = 1
+
+
+class Console:
+    """json: the result is one object. quiet: on stderr errors alone. verbose: tracebacks and progress in full."""
+
+    def __init__(self, json: bool, quiet: bool = False, verbose: bool = False) -> None:
+        self.json = json
+        self.quiet = quiet
+        self.verbose = verbose
+        self.finished = False
+
+    def note(self, line: str) -> None:
+        """One line for the person who watches."""
+        if not self.quiet:
+            write(sys.stderr, f"{line}\n")
+
+    def error(self, text: str) -> None:
+        write(sys.stderr, f"{text}\n")
+
+    def finish(
+        self,
+        exit_code: int,
+        text: str = "",
+        message: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+    ) -> int:
+        """The command's result, once: `text` on stdout, or the object of --json. Returns the exit code.
+
+        message: one sentence for stderr, and the object's `message`. fields: what else the object holds.
+        """
+        if self.finished:
+            return exit_code
+        self.finished = True
+        if message and exit_code != DONE:
+            self.error(message)
+        elif message:
+            self.note(message)
+        if self.json:
+            import json
+
+            result = {
+                "schema": SCHEMA,
+                "status": status_of(exit_code),
+                "exit_code": exit_code,
+                "message": message,
+            }
+            text = json.dumps({**result, **(fields or {})}, default=str)
+        if text and not write(sys.stdout, text if text.endswith("\n") else f"{text}\n"):
+            return exit_code or FAILED
+        return exit_code
+
+    def report(self, report: "Report") -> None:
+        """Preflight findings as a plain table, the gravest first."""
+        rows = [row for row in report.rows() if row[0] == "error" or not self.quiet]
+        for line in table(rows):
+            self.error(line)
+
+
+def table(rows: list[tuple[str, str, str, str]]) -> list[str]:
+    """Rows of (severity, id, what is wrong, what to do) as aligned lines, the last column on its own line."""
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
+    lines = []
+    for severity, identity, wrong, fix in rows:
+        first = f"{severity:{widths[0]}}  {identity:{widths[1]}}  "
+        lines += [first + wrong.replace("\n", f"\n{' ' * len(first)}")]
+        lines += [f"{' ' * len(first)}fix: {fix}"] if fix else []
+    return lines
+
+
+def write(stream: TextIO | None, text: str) -> bool:
+    """Whether it was written. A closed or broken stream is given up for good, so that nothing complains at exit."""
+    if stream is None:
+        return True
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        give_up(stream)
+    except (OSError, ValueError) as error:
+        give_up(stream)
+        if stream is sys.stdout:
+            write(
+                sys.stderr,
+                f"cannot write the result to stdout: {getattr(error, 'strerror', None) or error}\n",
+            )
+            return False
+    return True
+
+
+def give_up(stream: TextIO) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

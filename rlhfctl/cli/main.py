@@ -1,0 +1,163 @@
+"""The command line. At import: the standard library and typer, nothing else (tests hold this and the CPU time)."""
+
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from rlhfctl.cli import not_built
+from rlhfctl.cli.console import Console
+from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, USAGE
+from rlhfctl.cli.recipes import recipes
+from rlhfctl.cli.train import ppo, sft
+from rlhfctl.errors import Interrupted, RlhfctlError
+
+SECTIONS = {
+    "Train": ("sft", "rm", "ppo", "reft", "oreo"),
+    "Check and measure": ("inspect-template", "eval", "report"),
+    "Serve": ("serve-rm",),
+    "Look around": ("recipes", "doctor"),
+}
+BUILT: dict[str, Callable[..., int]] = {"sft": sft, "ppo": ppo, "recipes": recipes}
+COMPLETE = "_RLHFCTL_COMPLETE"
+
+
+class Sections(TyperGroup):
+    """Help with the commands in sections, without rich."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(len(name) for name in self.commands)
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(name.ljust(width), self.commands[name].get_short_help_str(60)) for name in names]
+                )
+
+
+app = typer.Typer(
+    cls=Sections,
+    rich_markup_mode=None,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from rlhfctl import __version__
+
+        typer.echo(f"rlhfctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """RLHF post-training that refuses to start a run that would silently train wrong.
+
+    \b
+    Examples:
+      rlhfctl recipes
+      rlhfctl ppo quickstart/ppo --dry-run
+      rlhfctl ppo quickstart/ppo optim.lr=1e-4 --run-dir runs/a
+      rlhfctl ppo --resume --run-dir runs/a
+
+    \b
+    Exit codes: 0 done, 1 the run failed, 2 command line or recipe wrong,
+    3 chat template mismatch, 4 this machine cannot run it, 5 refused by
+    another check, 130 / 143 interrupted with a checkpoint.
+    """
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
+def add_commands() -> None:
+    """In the order of SECTIONS."""
+    for name in (name for names in SECTIONS.values() for name in names):
+        if name in BUILT:
+            app.command(name)(BUILT[name])
+        elif name == "inspect-template" and importlib.util.find_spec("rlhfctl.cli.inspect_template"):
+            from rlhfctl.cli.inspect_template import inspect_template
+
+            app.command(name)(inspect_template)
+        else:
+            app.command(
+                name,
+                help=f"{not_built.COMMANDS[name]} (not built yet)",
+                context_settings=not_built.TAKES_ANYTHING,
+            )(not_built.refuse(name))
+
+
+add_commands()
+
+
+def run(argv: list[str]) -> int:
+    """One command line to its exit code. Every way it can end prints what the contract says, once."""
+    debug = os.environ.get("RLHFCTL_DEBUG", "") not in ("", "0")
+    before_rest = argv[: argv.index("--")] if "--" in argv else argv
+    flags = set(before_rest)
+    console = Console(
+        "--json" in flags, bool(flags & {"-q", "--quiet"}), debug or bool(flags & {"-v", "--verbose"})
+    )
+    if console.verbose:
+        os.environ["RLHFCTL_DEBUG"] = "1"
+    signal.signal(signal.SIGTERM, terminated)
+    try:
+        code = get_command(app).main(args=argv, prog_name="rlhfctl", standalone_mode=False, obj=console)
+        if code == INTERRUPTED and not console.finished:  # typer makes this of a KeyboardInterrupt
+            return console.finish(INTERRUPTED, message="interrupted before anything was started")
+        return code or DONE
+    except RlhfctlError as error:
+        show_traceback(console)
+        problems = [problem.as_dict() for problem in getattr(error, "problems", [])]
+        return console.finish(error.exit_code, message=error.message, fields={"errors": problems})
+    except typer.TyperException as error:
+        return console.finish(USAGE, message=usage_message(error, argv))
+    except Exception as error:
+        show_traceback(console)
+        return console.finish(
+            FAILED, message=f"a bug in rlhfctl: {type(error).__name__}: {error} (-v shows the traceback)"
+        )
+
+
+def usage_message(error: typer.TyperException, argv: list[str]) -> str:
+    """The parser's sentence and where to read on."""
+    first = next((word for word in argv if not word.startswith("-")), None)
+    command = first if any(first in names for names in SECTIONS.values()) else None
+    said = error.format_message().rstrip(".")
+    return f"{said} (rlhfctl {f'{command} ' if command else ''}--help)"
+
+
+def show_traceback(console: Console) -> None:
+    if console.verbose:
+        import traceback
+
+        console.error(traceback.format_exc().rstrip())
+
+
+def terminated(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(signum, "terminated before anything was started")
+
+
+def main() -> None:
+    if COMPLETE in os.environ:
+        from rlhfctl.cli.complete import complete
+
+        sys.exit(complete(get_command(app), os.environ[COMPLETE], sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

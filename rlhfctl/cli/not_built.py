@@ -1,0 +1,28 @@
+"""Commands of the contract that this version does not have: they say so, take anything, and pretend nothing."""
+
+from collections.abc import Callable
+
+import typer
+
+from rlhfctl.errors import UsageError
+
+# Shown in the help; a command leaves this table when it is built.
+COMMANDS = {
+    "rm": "Reward model from preferences",
+    "reft": "Reinforced fine-tuning",
+    "oreo": "Offline reasoning optimisation",
+    "eval": "Accuracy of a model or a run",
+    "serve-rm": "Reward model or rules over HTTP",
+    "inspect-template": "Compare two models' chat templates",
+    "report": "One HTML file of some runs",
+    "doctor": "What this machine can run",
+}
+# Any argument or flag is taken, so that the answer is always that the command is not built.
+TAKES_ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+def refuse(name: str) -> Callable[[typer.Context], int]:
+    def command(ctx: typer.Context) -> int:
+        raise UsageError(f"rlhfctl {name} is not built yet")
+
+    return command
