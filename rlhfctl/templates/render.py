@@ -88,9 +88,14 @@ def _tojson(
     )
 
 
-@lru_cache(maxsize=1)
-def environment() -> jinja2.Environment:
-    """The one environment: templates are compiled in it and keep no state in it."""
+@lru_cache(maxsize=2)
+def environment(plain: bool = False) -> jinja2.Environment:
+    """The one environment: templates are compiled in it and keep no state in it. plain: what an engine without
+    transformers' settings makes of a template (finding T006)."""
+    if plain:
+        env: jinja2.Environment = _Environment()
+        env.globals["raise_exception"] = _raise_exception
+        return env
     env = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
@@ -100,10 +105,10 @@ def environment() -> jinja2.Environment:
 
 
 @lru_cache(maxsize=256)
-def compile_template(source: str) -> jinja2.Template:
+def compile_template(source: str, plain: bool = False) -> jinja2.Template:
     """Raises jinja2.TemplateSyntaxError, or RenderError for a source that breaks the compiler (deep nesting)."""
     try:
-        return environment().from_string(source)
+        return environment(plain).from_string(source)
     except jinja2.TemplateError:
         raise
     except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
@@ -120,6 +125,7 @@ def render(
     documents: list[dict[str, Any]] | None = None,
     clock: datetime | None = None,
     kwargs: dict[str, Any] | None = None,
+    plain: bool = False,
 ) -> str:
     """The text of a conversation, as `apply_chat_template(tokenize=False)` gives it.
 
@@ -127,7 +133,7 @@ def render(
     kwargs: further variables, which win over tokens. clock: what strftime_now shows; default: now.
     Raises jinja2.TemplateError whatever goes wrong; RenderError and LimitError are its children.
     """
-    template = compile_template(source)
+    template = compile_template(source, plain)
     moment = clock
     context: dict[str, Any] = {"strftime_now": lambda form: (moment or datetime.now()).strftime(form)}
     context.update({name: token for name, token in tokens.items() if token is not None})

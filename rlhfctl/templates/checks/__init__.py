@@ -1,0 +1,1 @@
+"""One small function per finding, by subject. Each takes what it looks at and gives Found or None."""
