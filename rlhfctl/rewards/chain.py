@@ -32,7 +32,7 @@ def chain_answer(sample: dict[str, Any], source: VerifierSource) -> Outcome:
 
     answer = ANSWER.fullmatch(response.rpartition("\n")[2])
     correct = answer is not None and answer.group(1) == str(sample["label"])
-    path_correct = correct and all(right_steps) and len(spans) == len(steps) + 1 and spans[-1].score == 1.0
+    path_correct = correct and all(span.score for span in spans)
     metrics = {
         "correct": float(correct),
         "parsable": float(answer is not None),
