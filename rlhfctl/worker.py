@@ -13,15 +13,15 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rlhfctl.errors import Interrupted, RlhfctlError, RunFailed
 from rlhfctl.failure import Failure, write_failure
 from rlhfctl.run_dir import RunDir, is_disk_full
+from rlhfctl.stop import StopRequest
 
 if TYPE_CHECKING:
     import torch
@@ -35,52 +35,6 @@ TRAINERS = {"sft": "rlhfctl.trainers.sft", "ppo": "rlhfctl.trainers.ppo"}
 # mapping and unmapping them at every step.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 PR_SET_PDEATHSIG = 1  # prctl: the kernel sends a signal when the parent dies
-
-
-class StopRequest:
-    """The signal that asks this rank to stop.
-
-    Until the trainer first asks (it is still loading; there is nothing to keep) a signal ends the run at once;
-    from then on it is only noted, and the trainer keeps a checkpoint at the step boundary.
-    """
-
-    def __init__(self, inline: bool) -> None:
-        self.signum: int | None = None
-        self.inline = inline
-        self.deferred = False
-
-    def asked(self) -> int | None:
-        self.deferred = True
-        return self.signum
-
-    def handle(self, signum: int, frame: FrameType | None) -> None:
-        signum = signal.SIGTERM if signum == signal.SIGHUP else signum
-        if self.signum is not None:
-            # A second one: under torchrun the launcher sees to it, and the agent may repeat the first.
-            if self.inline:
-                os.write(2, b"killed before the step boundary; the last checkpoint is kept\n")
-                os._exit(128 + signum)
-            return
-        self.signum = signum
-        if not self.deferred:
-            raise Interrupted(signum, "interrupted before the first step; nothing is lost")
-        if self.inline:
-            name = signal.Signals(signum).name.encode()
-            os.write(
-                2, b"\n" + name + b": stopping at the step boundary with a checkpoint; once more kills\n"
-            )
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        previous = {}
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(signum) != signal.SIG_IGN:
-                previous[signum] = signal.signal(signum, self.handle)
-        try:
-            yield
-        finally:
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
 
 
 def run(
@@ -300,6 +254,7 @@ def train(ctx: "RunContext", inline: bool) -> None:
     """Dispatch to the task's trainer; under torchrun an exception also goes into torchrun's own error file."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    quiet_libraries()
     trainer = importlib.import_module(TRAINERS[ctx.recipe.task])
     if inline:
         trainer.train(ctx)
@@ -317,6 +272,13 @@ def leave_if_orphaned(launcher: str) -> None:
         grandparent = ""
     if grandparent != launcher:
         os._exit(1)
+
+
+def quiet_libraries() -> None:
+    """No progress bars of loading and saving: one line per logged step is what a user sees."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def main(argv: list[str]) -> int:

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from rlhfctl.errors import Interrupted
 from rlhfctl.launch.plan import Plan
 from rlhfctl.run_dir import RunDir
+from rlhfctl.stop import StopRequest
 
 
-def run_inline(plan: Plan, run: RunDir, attempt: int, resume: bool, quiet: bool = False) -> int:
+def run_inline(plan: Plan, run: RunDir, attempt: int, resume: bool, stop: StopRequest, quiet: bool) -> int:
     """The worker's exit code. The environment is set before torch can be imported: libgomp reads it once.
 
     quiet: what would go to stderr goes into the attempt's console.log.
@@ -19,12 +19,8 @@ def run_inline(plan: Plan, run: RunDir, attempt: int, resume: bool, quiet: bool 
     os.environ.update(plan.env)
     from rlhfctl import worker
 
-    stop = worker.StopRequest(inline=True)
-    with stdout_to_stderr(), stderr_aside(run, attempt, quiet) as progress, stop.installed():
-        try:
-            return worker.run(run.path, resume, attempt, inline=True, stop=stop, console=progress)
-        except Interrupted as interruption:  # a signal in the instant before the worker was ready for it
-            return interruption.exit_code
+    with stdout_to_stderr(), stderr_aside(run, attempt, quiet) as progress:
+        return worker.run(run.path, resume, attempt, inline=True, stop=stop, console=progress)
 
 
 @contextlib.contextmanager

@@ -61,6 +61,8 @@ def make_plan(launch: Launch, machine: Machine, environ: Mapping[str, str], node
 
     env = {**DEFAULTS, **(CUDA_DEFAULTS if device == "cuda" else {})}
     if launcher == "torchrun":
+        # Each start gets a store of its own: torchrun's shared one still holds the addresses of the dead workers.
+        env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         env["GLOO_SOCKET_IFNAME"] = (node.interface if node else "lo") or ""
         if node and node.interface:
             env["NCCL_SOCKET_IFNAME"] = node.interface

@@ -17,9 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from rlhfctl.stop import SIGNALS
+
 PR_SET_PDEATHSIG = 1
 WORKER_MODULE = "rlhfctl.worker"
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,20 @@ class AgentResult:
 
 
 def run_agent(
-    argv: list[str], env: dict[str, str], log: Path, console: Path, stderr: TextIO, keep_open: list[int]
+    argv: list[str],
+    env: dict[str, str],
+    log: Path,
+    console: Path,
+    stderr: TextIO,
+    keep_open: list[int],
+    received: list[int],
 ) -> AgentResult:
     """Run the agent to its end. log: its own output. console: the file rank 0 writes lines for the user to.
 
-    keep_open: descriptors that live as long as the agent (the run directory's lock).
+    keep_open: descriptors that live as long as the agent (the run directory's lock). received: the signals of this
+    process, see `noting_signals`.
     """
-    with open(log, "ab") as output, forwarding_signals() as received:
+    with open(log, "ab") as output:
         agent = subprocess.Popen(
             argv,
             env=env,
@@ -93,7 +101,7 @@ def supervise(
 
 
 @contextmanager
-def forwarding_signals() -> Iterator[list[int]]:
+def noting_signals() -> Iterator[list[int]]:
     """The list fills with the signals that arrive; a signal that is ignored here (nohup) stays ignored."""
     received: list[int] = []
 
@@ -101,7 +109,7 @@ def forwarding_signals() -> Iterator[list[int]]:
         received.append(signum)
 
     previous = {}
-    for signum in FORWARDED:
+    for signum in SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:
             previous[signum] = signal.signal(signum, note)
     try:
@@ -164,17 +172,18 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-ROOT_CAUSE = re.compile(
-    r"Root Cause.*?rank\s+: (?P<rank>\d+).*?exitcode\s+: (?P<code>-?\d+) \(pid: \d+\)", re.DOTALL
-)
+FAILURE = re.compile(r"^  rank\s+: (\d+) .*\n  exitcode\s+: (-?\d+) \(pid: \d+\)", re.MULTILINE)
 
 
-def agent_root_cause(log: Path) -> tuple[int, int] | None:
-    """(rank, exit code) of the first failure as torchrun tells it: the only word on a worker that was killed."""
-    matches = list(ROOT_CAUSE.finditer(log.read_text(errors="replace")))
-    if not matches:
-        return None
-    return int(matches[-1]["rank"]), int(matches[-1]["code"])
+def killed_rank(log: Path) -> tuple[int, int] | None:
+    """(rank, exit code) of a worker that died by a signal, as torchrun tells it: it left no word of its own.
+
+    Not SIGTERM: that is how the agent ends the others. torchrun's own root cause goes by whole seconds, and is as
+    often the rank that lost its peer.
+    """
+    report = log.read_text(errors="replace").rpartition("\nFailures:\n")[2]
+    failures = [(int(rank), int(code)) for rank, code in FAILURE.findall(report)]
+    return next((failure for failure in failures if failure[1] < 0 and failure[1] != -signal.SIGTERM), None)
 
 
 def describe_exit(code: int) -> str:

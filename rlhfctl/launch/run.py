@@ -2,21 +2,22 @@
 
 import io
 import os
-import signal
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhfctl.errors import Interrupted
 from rlhfctl.failure import Failure, first_failure, report_lines
 from rlhfctl.launch.inline import run_inline
 from rlhfctl.launch.plan import Plan, make_plan
-from rlhfctl.launch.process import AgentResult, agent_root_cause, describe_exit, run_agent
+from rlhfctl.launch.process import AgentResult, describe_exit, killed_rank, noting_signals, run_agent
 from rlhfctl.launch.record import changes_since, read_launch, write_launch
 from rlhfctl.launch.torchrun import torchrun_argv
-from rlhfctl.preflight.devices import this_machine
+from rlhfctl.preflight.devices import Machine, this_machine
 from rlhfctl.preflight.nodes import Node, this_node
 from rlhfctl.run_dir import RunDir
+from rlhfctl.stop import StopRequest
+from rlhfctl.stop import exit_code as stop_code
 
 if TYPE_CHECKING:
     from rlhfctl.recipe.sections import Launch
@@ -48,57 +49,99 @@ def start(recipe: "AnyRecipe", run: RunDir, resume: bool, verbose: bool, quiet: 
     plan = make_plan(recipe.launch, machine, os.environ, node_of(recipe.launch))
     verbose = verbose or os.environ.get("RLHFCTL_DEBUG", "") not in ("", "0")
     if not plan.leader:
-        return follow_leader(recipe, plan, run, resume)
+        return follow_leader(recipe, plan, run, resume, quiet)
 
     lock = run.acquire_lock()
-    before = read_launch(run) if resume else {}
-    attempt = run.next_attempt()
-    for change in changes_since(before, plan):
-        print(f"resuming with {change}: the numbers may differ in the last digits", file=sys.stderr)
-    argv = worker_argv(recipe, plan, run, attempt, resume) if plan.launcher == "torchrun" else []
-    run.write_status("running", attempt=attempt)
-    write_launch(run, plan, machine, attempt, argv)
     try:
         if plan.launcher == "inline":
-            exit_code = run_inline(plan, run, attempt, resume, quiet)
-            return inline_result(recipe, run, attempt, exit_code, verbose)
-        logs = run.attempt(attempt)
-        progress = io.StringIO() if quiet else sys.stderr
-        agent = run_agent(
-            argv, worker_environment(plan), logs / "torchrun.log", logs / "console.log", progress, [lock]
-        )
-        return torchrun_result(recipe, plan, run, attempt, agent, verbose)
+            return start_inline(recipe, plan, machine, run, resume, verbose, quiet)
+        return start_torchrun(recipe, plan, machine, run, resume, verbose, quiet, lock)
     finally:
         run.release_lock()
 
 
-def follow_leader(recipe: "AnyRecipe", plan: Plan, run: RunDir, resume: bool) -> Result:
+def start_inline(
+    recipe: "AnyRecipe", plan: Plan, machine: Machine, run: RunDir, resume: bool, verbose: bool, quiet: bool
+) -> Result:
+    stop = StopRequest(inline=True)
+    attempt = 0
+    with stop.installed():
+        try:
+            attempt = open_attempt(plan, machine, run, resume, [])
+            code = run_inline(plan, run, attempt, resume, stop, quiet)
+        except Interrupted as interruption:  # a signal before the worker was ready to answer it
+            code = interruption.exit_code
+            run.write_status("interrupted", reason=interruption.message, exit_code=code, attempt=attempt)
+    return inline_result(recipe, run, attempt, code, verbose)
+
+
+def start_torchrun(
+    recipe: "AnyRecipe",
+    plan: Plan,
+    machine: Machine,
+    run: RunDir,
+    resume: bool,
+    verbose: bool,
+    quiet: bool,
+    lock: int,
+) -> Result:
+    with noting_signals() as received:
+        argv = torchrun_argv(plan, f"rlhfctl-{recipe.name}", recipe.launch.node_rank)
+        attempt = open_attempt(plan, machine, run, resume, argv)
+        logs = run.attempt(attempt)
+        agent = run_agent(
+            [*argv, f"--log-dir={logs / 'torchrun'}", *worker_program(run, attempt, resume)],
+            worker_environment(plan),
+            logs / "torchrun.log",
+            logs / "console.log",
+            io.StringIO() if quiet else sys.stderr,
+            [lock],
+            received,
+        )
+        return torchrun_result(recipe, plan, run, attempt, agent, verbose)
+
+
+def open_attempt(plan: Plan, machine: Machine, run: RunDir, resume: bool, command: list[str]) -> int:
+    """Number the attempt and write down what is started; returns the number."""
+    before = read_launch(run) if resume else {}
+    attempt = run.next_attempt()
+    for change in changes_since(before, plan):
+        print(f"resuming with {change}: the numbers may differ in the last digits", file=sys.stderr)
+    run.write_status("running", attempt=attempt)
+    write_launch(run, plan, machine, attempt, command)
+    return attempt
+
+
+def follow_leader(recipe: "AnyRecipe", plan: Plan, run: RunDir, resume: bool, quiet: bool) -> Result:
     """On the other nodes: only run the agent; rank 0's node numbers the attempt and writes the status."""
     logs = run.logs / f"node-{os.uname().nodename}-{os.getpid()}"
     logs.mkdir(parents=True, exist_ok=True)
-    argv = worker_argv(recipe, plan, run, 0, resume, logs)
-    agent = run_agent(
-        argv, worker_environment(plan), logs / "torchrun.log", logs / "console.log", sys.stderr, []
-    )
+    argv = torchrun_argv(plan, f"rlhfctl-{recipe.name}", recipe.launch.node_rank)
+    with noting_signals() as received:
+        agent = run_agent(
+            [*argv, f"--log-dir={logs / 'torchrun'}", *worker_program(run, 0, resume)],
+            worker_environment(plan),
+            logs / "torchrun.log",
+            logs / "console.log",
+            io.StringIO() if quiet else sys.stderr,
+            [],
+            received,
+        )
     if agent.signum is not None:
-        return Result("interrupted", stop_code(agent.signum), None, "interrupted")
+        return Result("interrupted", stop_code(agent.signum), None, "interrupted", ("interrupted",))
+    status = run.read_status()
+    if agent.returncode == 0 and status.get("state") == "interrupted":
+        return interrupted(run, status["exit_code"])
     if agent.returncode == 0:
-        status = run.read_status()
-        if status.get("state") == "interrupted":
-            return Result("interrupted", status["exit_code"], status.get("step"), status.get("reason"))
         return Result("done", 0, status.get("step"), None)
     reason = "a worker failed; the first failure is told on the leader's node"
     return Result("failed", 1, None, reason, (f"{reason}; log: {logs / 'torchrun.log'}",))
 
 
-def worker_argv(
-    recipe: "AnyRecipe", plan: Plan, run: RunDir, attempt: int, resume: bool, logs: Path | None = None
-) -> list[str]:
-    program = ["rlhfctl.worker", str(run.path.absolute()), f"--attempt={attempt}", *["--resume"] * resume]
-    directory = logs or run.attempt(attempt)
-    return torchrun_argv(
-        plan, f"rlhfctl-{recipe.name}", directory / "torchrun", recipe.launch.node_rank, program
-    )
+def worker_program(run: RunDir, attempt: int, resume: bool) -> list[str]:
+    """What torchrun starts on every rank. attempt 0: rank 0 tells the number."""
+    arguments = [str(run.path.absolute()), f"--attempt={attempt}", *["--resume"] * resume]
+    return ["-m", "rlhfctl.worker", *arguments]
 
 
 def worker_environment(plan: Plan) -> dict[str, str]:
@@ -113,7 +156,7 @@ def inline_result(recipe: "AnyRecipe", run: RunDir, attempt: int, exit_code: int
     if exit_code == 0:
         return Result("done", 0, status.get("step"), None)
     if exit_code > 128:
-        return interrupted(recipe, run, exit_code)
+        return interrupted(run, exit_code)
     failure = first_failure(run.attempt(attempt))
     if failure is None:  # even the error file could not be written
         failure = unknown_failure(run, attempt, 0, 1, status.get("reason") or "the run failed", exit_code)
@@ -133,12 +176,12 @@ def torchrun_result(
         if state != "interrupted":
             reason = "interrupted before a step boundary; the last checkpoint is kept"
             run.write_status("interrupted", reason=reason, exit_code=code, attempt=attempt)
-        return interrupted(recipe, run, code)
+        return interrupted(run, code)
     failure = first_failure(run.attempt(attempt))
-    cause = agent_root_cause(run.attempt(attempt) / "torchrun.log")
-    if failure is None or (cause is not None and cause[1] < 0 and cause[0] != failure.rank):
+    killed = killed_rank(run.attempt(attempt) / "torchrun.log")
+    if failure is None or killed is not None:
         # A rank that was killed leaves no file of its own, only peers that complain of having lost it.
-        rank, code = cause or (0, agent.returncode)
+        rank, code = killed or (0, agent.returncode)
         failure = unknown_failure(run, attempt, rank, plan.world, describe_exit(code), 1)
     run.write_status(
         "failed", reason=failure.sentence or failure.exception, exit_code=failure.exit_code, attempt=attempt
@@ -155,7 +198,7 @@ def unknown_failure(
     return Failure(rank, world, exception, exit_code, str(log), 0.0)
 
 
-def interrupted(recipe: "AnyRecipe", run: RunDir, exit_code: int) -> Result:
+def interrupted(run: RunDir, exit_code: int) -> Result:
     status = run.read_status()
     reason = status.get("reason") or "interrupted"
     return Result("interrupted", exit_code, status.get("step"), reason, (reason,))
@@ -165,8 +208,3 @@ def failed(recipe: "AnyRecipe", run: RunDir, failure: Failure, verbose: bool) ->
     reason = failure.sentence or failure.exception
     lines = tuple(report_lines(failure, recipe.task, run, verbose))
     return Result("failed", failure.exit_code, run.read_status().get("step"), reason, lines)
-
-
-def stop_code(signum: int) -> int:
-    """130 for Ctrl-C, 143 for SIGTERM and a lost terminal."""
-    return 130 if signum == signal.SIGINT else 143

@@ -1,16 +1,15 @@
 """The torchrun command line of a plan."""
 
 import sys
-from pathlib import Path
 
 from rlhfctl.launch.plan import Plan
 
 
-def torchrun_argv(plan: Plan, name: str, logs: Path, node_rank: int | None, program: list[str]) -> list[str]:
-    """argv that starts `program` (a module and its arguments) once per process of this node.
+def torchrun_argv(plan: Plan, name: str, node_rank: int | None) -> list[str]:
+    """The options of one node's torchrun; `--log-dir=...` and the program to start follow them.
 
-    name: the rendezvous id, equal on all nodes. logs: torchrun's own directory, which holds each rank's streams
-    and error.json. One node meets on the loopback address at a free port; several meet at the plan's endpoint.
+    name: the rendezvous id, equal on all nodes. One node meets on the loopback address at a free port; several meet
+    at the plan's endpoint.
     """
     argv = [sys.executable, "-m", "torch.distributed.run"]
     argv += [f"--nnodes={plan.nnodes}", f"--nproc-per-node={plan.processes}"]
@@ -23,5 +22,4 @@ def torchrun_argv(plan: Plan, name: str, logs: Path, node_rank: int | None, prog
     else:
         argv += ["--rdzv-backend=c10d", f"--rdzv-endpoint={plan.node.endpoint}"]
         argv += [f"--rdzv-conf=is_host={int(plan.node.leader)}", f"--local-addr={plan.node.address}"]
-    argv += [f"--log-dir={logs}", "--redirects=3", "--monitor-interval=0.5"]
-    return [*argv, "-m", *program]
+    return [*argv, "--redirects=3", "--monitor-interval=0.5"]

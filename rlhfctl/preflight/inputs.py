@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.preflight.devices import Machine, this_machine
 from rlhfctl.preflight.weights import Checkpoint, read_checkpoint
-from rlhfctl.recipe.sections import ModelSource, VerifierSource
+from rlhfctl.recipe.sections import ModelSource, Rollout, VerifierSource
 
 if TYPE_CHECKING:
     from rlhfctl.data.encode import DropReport, PromptRow, SftRow
@@ -135,9 +135,7 @@ class Inputs:
 
             chosen, every = spread(self.samples(split).samples, QUICK_ROWS if self.quick else ROWS)
             if self.answered(split):
-                rollout = self.recipe.rollout
-                longest = rollout.max_prompt_length if rollout is not None else None
-                prompts, report = encode_prompts(chosen, self.encoder, longest)
+                prompts, report = encode_prompts(chosen, self.encoder, self.rollout.max_prompt_length)
                 return Encoded(prompts, report, every)
             data = self.recipe.data
             rows, report = encode_sft(chosen, self.encoder, data.max_length, data.train_on)
@@ -148,6 +146,12 @@ class Inputs:
     def answered(self, split: str) -> bool:
         """Whether the policy answers this split's prompts (else it is trained or measured on its responses)."""
         return self.recipe.task == "ppo" or (split == "eval" and self.recipe.reward is not None)
+
+    @property
+    def rollout(self) -> Rollout:
+        """How prompts are answered, in training or in evaluation."""
+        recipe = self.recipe
+        return recipe.evaluation_rollout() if recipe.task == "sft" else recipe.rollout
 
     @property
     def reward_models(self) -> list[ModelSource]:

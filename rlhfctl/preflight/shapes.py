@@ -100,7 +100,7 @@ def length_findings(inputs: Inputs, split: str, context: int) -> list[Finding]:
     longest = max(encoded.lengths)
     recipe = inputs.recipe
     if inputs.answered(split):
-        new = recipe.rollout.max_new_tokens if recipe.rollout is not None else 0
+        new = inputs.rollout.max_new_tokens
         if longest + new <= context:
             return []
         return [too_long(split, encoded, context, new)]

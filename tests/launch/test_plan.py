@@ -1,6 +1,5 @@
 """From launch keys and machine facts to the plan, and the plan's torchrun command line."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +64,7 @@ def test_the_users_environment_wins_over_defaults_and_the_recipe_over_both() -> 
         ({"rdzv_endpoint": "a:1"}, "are for launch.nnodes > 1"),
         ({"node_rank": 0}, "are for launch.nnodes > 1"),
         ({"nnodes": 2, "rdzv_endpoint": "a:1", "node_rank": 2}, "does not exist"),
+        ({"nnodes": 2, "rdzv_endpoint": "a:1", "node_rank": 1, "max_restarts": 1}, "remove launch.node_rank"),
     ],
 )
 def test_keys_that_would_be_ignored_are_errors(keys: dict[str, Any], sentence: str) -> None:
@@ -74,7 +74,7 @@ def test_keys_that_would_be_ignored_are_errors(keys: dict[str, Any], sentence: s
 
 def test_one_node_meets_on_loopback() -> None:
     plan = make_plan(launch(nproc_per_node=2), CPU_BOX, {})
-    argv = torchrun_argv(plan, "run", Path("/logs"), None, ["mod", "--x"])
+    argv = torchrun_argv(plan, "run", None)
     assert argv[1:] == [
         "-m",
         "torch.distributed.run",
@@ -85,12 +85,8 @@ def test_one_node_meets_on_loopback() -> None:
         "--rdzv-backend=c10d",
         "--rdzv-endpoint=127.0.0.1:0",
         "--local-addr=127.0.0.1",
-        "--log-dir=/logs",
         "--redirects=3",
         "--monitor-interval=0.5",
-        "-m",
-        "mod",
-        "--x",
     ]
     assert plan.env["GLOO_SOCKET_IFNAME"] == "lo"
     assert (plan.world, plan.leader) == (2, True)
@@ -99,11 +95,11 @@ def test_one_node_meets_on_loopback() -> None:
 def test_several_nodes_meet_at_the_endpoint() -> None:
     keys = {"nnodes": 2, "nproc_per_node": 2, "rdzv_endpoint": "10.0.0.1:29400"}
     plan = make_plan(launch(**keys), CPU_BOX, {}, NODE)
-    argv = torchrun_argv(plan, "run", Path("/logs"), None, ["mod"])
+    argv = torchrun_argv(plan, "run", None)
     assert "--rdzv-endpoint=10.0.0.1:29400" in argv
     assert "--rdzv-conf=is_host=0" in argv
     assert "--local-addr=10.0.0.2" in argv
     assert (plan.world, plan.leader, plan.env["GLOO_SOCKET_IFNAME"]) == (4, False, "eth1")
-    static = torchrun_argv(plan, "run", Path("/logs"), 1, ["mod"])
+    static = torchrun_argv(plan, "run", 1)
     assert {"--node-rank=1", "--master-addr=10.0.0.1", "--master-port=29400"} <= set(static)
     assert not any(argument.startswith("--rdzv-endpoint") for argument in static)

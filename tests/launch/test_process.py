@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from rlhfctl.launch.plan import make_plan
-from rlhfctl.launch.process import AgentResult, agent_root_cause, describe_exit, follow_file, run_agent
+from rlhfctl.launch.process import (
+    AgentResult,
+    describe_exit,
+    follow_file,
+    killed_rank,
+    noting_signals,
+    run_agent,
+)
 from rlhfctl.launch.torchrun import torchrun_argv
 from rlhfctl.preflight.devices import Machine
 from rlhfctl.recipe.sections import Launch
@@ -27,16 +34,16 @@ def agent_argv(tmp_path: Path, body: str, processes: int = 2) -> list[str]:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "scripted_worker.py").write_text(textwrap.dedent(body))
     plan = make_plan(Launch(nproc_per_node=processes, launcher="torchrun"), BOX, {})  # type: ignore[call-arg]
-    return torchrun_argv(
-        plan, "test", tmp_path / "torchrun", None, ["scripted_worker", str(tmp_path), "rlhfctl.worker"]
-    )
+    argv = torchrun_argv(plan, "test", None)
+    return [*argv, f"--log-dir={tmp_path}/torchrun", "-m", "scripted_worker", str(tmp_path), "rlhfctl.worker"]
 
 
 def run(tmp_path: Path, body: str, processes: int = 2) -> tuple[AgentResult, str]:
     argv = agent_argv(tmp_path, body, processes)
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
     stderr = io.StringIO()
-    result = run_agent(argv, env, tmp_path / "agent.log", tmp_path / "console.log", stderr, [])
+    with noting_signals() as received:
+        result = run_agent(argv, env, tmp_path / "agent.log", tmp_path / "console.log", stderr, [], received)
     return result, stderr.getvalue()
 
 
@@ -135,7 +142,7 @@ def test_a_killed_rank_is_named_by_torchruns_words(tmp_path: Path) -> None:
         """,
     )
     assert result.returncode == 1
-    assert agent_root_cause(tmp_path / "agent.log") == (1, -signal.SIGKILL)
+    assert killed_rank(tmp_path / "agent.log") == (1, -signal.SIGKILL)
     assert "SIGKILL" in describe_exit(-signal.SIGKILL)
     assert "exit code 3" in describe_exit(3)
 
@@ -146,7 +153,7 @@ from pathlib import Path
 from rlhfctl.launch.process import run_agent
 argv, here = sys.argv[2:], Path(sys.argv[1])
 env = {**os.environ, "PYTHONPATH": str(here / "code")}
-run_agent(argv, env, here / "agent.log", here / "console.log", io.StringIO(), [])
+run_agent(argv, env, here / "agent.log", here / "console.log", io.StringIO(), [], [])
 """
 
 
@@ -183,6 +190,6 @@ def test_following_a_file_yields_whole_lines_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "Traceback (most recent call last):\nboom"])
-def test_no_root_cause_in_other_text(tmp_path: Path, text: str) -> None:
+def test_nobody_was_killed_in_other_text(tmp_path: Path, text: str) -> None:
     (tmp_path / "log").write_text(text)
-    assert agent_root_cause(tmp_path / "log") is None
+    assert killed_rank(tmp_path / "log") is None
