@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from rlhfctl.templates.adapt import wrap_content
 from rlhfctl.templates.bounded import Sandbox
 from rlhfctl.templates.render import Message
 from rlhfctl.templates.sides import Side
@@ -78,7 +79,7 @@ class Probe:
         try:
             return self._sandbox.render(
                 template,
-                wrapped(messages) if self.wrap else messages,
+                wrap_content(messages) if self.wrap else messages,
                 tokens if tokens is not None else self.tokens,
                 add_generation_prompt=prompt,
                 tools=tools,
@@ -211,16 +212,6 @@ class Probe:
         if self.prompt is None or without is None or not self.prompt.startswith(without):
             return ""
         return self.prompt[len(without) :]
-
-
-def wrapped(messages: Conversation) -> list[Message]:
-    """String content as a list of one text part."""
-    return [
-        {**m, "content": [{"type": "text", "text": m["content"]}]}
-        if isinstance(m.get("content"), str)
-        else dict(m)
-        for m in messages
-    ]
 
 
 def visible_tokens(side: Side) -> dict[str, str | None]:
