@@ -1,0 +1,89 @@
+"""A resumed run is the uninterrupted run, bit for bit: after Ctrl-C, and after kill -9 at any moment."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def start(arguments, cwd):
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlhfctl", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    """False when the process ended before the condition held."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < end, "the run did not get there in time"
+        time.sleep(0.0005)
+    return True
+
+
+def lines(run):
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def same_result(run, reference, metrics):
+    assert metrics(run) == metrics(reference)
+    mine, theirs = run / "final/model.safetensors", reference / "final/model.safetensors"
+    assert mine.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("task", ["sft", "ppo"])
+def test_interrupted_and_resumed_equals_uninterrupted(task, workspace, command, cli, metrics, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    cli(*command(task, whole, {"train.steps": 12}), cwd=workspace)
+    process = start(command(task, parts, {"train.steps": 12}), workspace)
+    assert wait_for(lambda: lines(parts) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    steps = lines(parts)
+    assert 2 <= steps < 12
+    assert [path.name for path in (parts / "checkpoints").iterdir()] == [f"step_{steps:06d}"]
+    cli(task, "--resume", "--run-dir", str(parts), "-q", cwd=workspace)
+    same_result(parts, whole, metrics)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("task", ["sft", "ppo"])
+def test_kill_9_at_random_moments(task, workspace, command, cli, metrics, tmp_path):
+    """Six kills: four at random moments of a step (rollout, reward, update), two while a checkpoint is written."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    longer = {"train.steps": 40, "train.save_every": 1, "train.batch_size": 128}
+    cli(*command(task, whole, longer), cwd=workspace)
+    rng = random.Random(f"kills {task}")
+    moments = ["step", "checkpoint", "step", "step", "checkpoint", "step"]
+    killed, arguments = 0, command(task, parts, longer)
+    for moment in moments:
+        before = lines(parts)
+        process = start(arguments, workspace)
+        asides = [parts / "checkpoints" / f".step_{step:06d}.aside" for step in range(41)]
+        if moment == "checkpoint":
+            reached = wait_for(lambda asides=asides: any(os.path.isdir(path) for path in asides), process)
+        else:
+            reached = wait_for(lambda before=before: lines(parts) > before, process)
+            time.sleep(rng.uniform(0, 0.3))
+        assert reached, process.communicate()[1]
+        process.kill()
+        process.communicate(timeout=30)
+        killed += process.returncode == -signal.SIGKILL
+        arguments = [task, "--resume", "--run-dir", str(parts), "-q"]
+    assert killed >= 5
+    cli(*arguments, cwd=workspace)
+    same_result(parts, whole, metrics)
+    assert not list((parts / "checkpoints").glob(".*"))
