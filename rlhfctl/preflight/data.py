@@ -14,7 +14,8 @@ MANY = 0.5  # share of rows left out from which it is a warning with its own wor
 SHOWN = 5
 
 
-def check(inputs: Inputs) -> Iterator[Finding]:
+def check_files(inputs: Inputs) -> Iterator[Finding]:
+    """Before the template check, which reads the rows too: this one says why they cannot be read."""
     for split in ("train", "eval"):
         if not getattr(inputs.recipe.data, split):
             continue
@@ -33,6 +34,10 @@ def check(inputs: Inputs) -> Iterator[Finding]:
             continue
         for report in loaded.reports:
             yield from source_findings(split, report)
+
+
+def check_rows(inputs: Inputs) -> Iterator[Finding]:
+    """What the template and the lengths leave of them."""
     for split in ("train", "eval"):
         if getattr(inputs.recipe.data, split) and inputs.has_samples(split):
             yield from encoded_findings(inputs, split)

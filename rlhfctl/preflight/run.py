@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 CHECKS: dict[str, Callable[[Inputs], Iterable[Finding]]] = {
     "model": model.check,
+    "data": data.check_files,
     "template": template.check,
-    "data": data.check,
+    "rows": data.check_rows,
+    "template gate": template.check_gate,  # weighs its findings by the rows, so it comes after them
     "loss mask": loss_mask.check,
     "shapes": shapes.check,
     "reward": reward.check,

@@ -189,7 +189,7 @@ def test_a_policy_without_a_template(chains: Path, tmp_path: Path) -> None:
     report = preflight(sft(chains, policy={"from_config": str(model), "tokenizer": str(model)}))
     assert report.exit_code == 3
     assert len([f for f in report.findings if f.severity == "error"]) == 1
-    assert any(f.id == "P001" and f.title.startswith("data") for f in report.findings)
+    assert any(f.id == "P001" and f.title.startswith("rows") for f in report.findings)
 
 
 # Data
