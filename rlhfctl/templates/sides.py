@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from rlhfctl.errors import UsageError
 from rlhfctl.templates.files import embedding_rows, read_json, read_text, resolve_directory
@@ -79,7 +79,14 @@ class Side:
     def _added(self) -> tuple[list[int], list[int]]:
         if self.tokenizer is None:
             return [], []
-        encoding = self.tokenizer.encode("x")
+        try:
+            encoding = self.tokenizer.encode("x")
+        except Exception:  # a closed vocabulary without an unknown token: any word of its own will do
+            added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
+            words = sorted(set(self.tokenizer.get_vocab()) - added)
+            if not words:
+                return [], []
+            encoding = self.tokenizer.encode(words[0])
         mask = encoding.special_tokens_mask
         start = next((i for i, special in enumerate(mask) if not special), len(mask))
         end = next((i for i, special in enumerate(reversed(mask)) if not special), 0)
@@ -240,6 +247,20 @@ def _read_templates(side: Side, directory: Path) -> None:
         side.problem = f"has several chat templates ({names}) and none of them is called default"
     else:
         side.source, side.problem = "", "has no chat template"
+
+
+def first_encoding(tokenizer: Tokenizer) -> Encoding | None:
+    """Some short text encoded the default way. A vocabulary without an unknown token cannot encode every text."""
+    added = tokenizer.get_added_tokens_decoder()
+    words = [tokenizer.id_to_token(i) for i in range(64) if i not in added]
+    for text in ("x", *(word for word in words if word)):
+        try:
+            encoding = tokenizer.encode(text)
+        except Exception:  # the binding raises bare Exception
+            continue
+        if not all(encoding.special_tokens_mask):
+            return encoding
+    return None
 
 
 def special_strings(tokenizer: Tokenizer) -> list[str]:

@@ -17,7 +17,11 @@ LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    """No ids for a text that a closed vocabulary without an unknown token cannot express: probes say nothing there."""
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    except Exception:  # the binding raises bare Exception
+        return []
 
 
 def canonical(probe: Probe, prompt: bool = False) -> str | None:
@@ -31,7 +35,9 @@ def double_bos(probe: Probe) -> bool | None:
     tokenizer, bos, text = probe.side.tokenizer, probe.side.token_id("bos_token"), canonical(probe)
     if tokenizer is None or text is None:
         return None
-    return bos is not None and list(tokenizer.encode(text).ids[:2]) == [bos, bos]
+    if bos is None or not encode(tokenizer, text):
+        return False
+    return list(tokenizer.encode(text).ids[:2]) == [bos, bos]
 
 
 def k001(probe: Probe) -> Found | None:
@@ -212,18 +218,30 @@ def k016(probe: Probe) -> Found | None:
 
 
 def facts(probe: Probe) -> dict[str, Any]:
-    """Token facts of one side for the report; nothing without a tokenizer."""
-    tokenizer, text = probe.side.tokenizer, canonical(probe)
+    """Token facts of one side for the report; nothing without a tokenizer, null where it cannot encode the probe."""
+    tokenizer = probe.side.tokenizer
     if tokenizer is None:
         return {}
-    counted = len(encode(tokenizer, text)) if text is not None else None
-    return {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "embedding_rows": probe.side.rows,
-        "render_tokens": counted,
-        "double_bos": double_bos(probe),
-        "seam_merge": seam_merges(probe),
-    }
+    result: dict[str, Any] = {"vocab_size": tokenizer.get_vocab_size(), "embedding_rows": probe.side.rows}
+    for name, ask in (
+        ("render_tokens", render_tokens),
+        ("double_bos", double_bos),
+        ("seam_merge", seam_merges),
+    ):
+        try:
+            result[name] = ask(probe)
+        except CannotEncode:
+            result[name] = None
+    return result
+
+
+def render_tokens(probe: Probe) -> int | None:
+    text = canonical(probe)
+    return (
+        len(encode(probe.side.tokenizer, text))
+        if probe.side.tokenizer is not None and text is not None
+        else None
+    )
 
 
 CHECKS = {
