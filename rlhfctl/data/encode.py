@@ -12,6 +12,7 @@ TOO_LONG = "too long"
 NOTHING_TRAINED = "no trained token"
 NO_PROMPT = "no prompt"
 TEMPLATE = "refused by the chat template"
+TOKENIZER = "refused by the tokenizer"
 
 SHOWN = 5  # examples kept for each reason
 
@@ -55,6 +56,15 @@ class DropReport:
         return "; ".join(parts)
 
 
+def _refuser(error: Exception) -> str:
+    """Which of the two could not take a row; anything else is a bug and is raised again."""
+    if isinstance(error, TemplateError):
+        return TEMPLATE
+    if type(error) is Exception:  # all that tokenizers raises, e.g. a character outside a closed vocabulary
+        return TOKENIZER
+    raise error
+
+
 def encode_sft(
     samples: list[Sample], encoder: ChatEncoder, max_length: int, train_on: str = "all_assistant"
 ) -> tuple[list[SftRow], DropReport]:
@@ -65,8 +75,8 @@ def encode_sft(
     for sample in samples:
         try:
             ids, mask = encoder.encode_conversation(sample.conversation(), train_on)
-        except TemplateError as error:
-            report.drop(TEMPLATE, sample, str(error))
+        except Exception as error:
+            report.drop(_refuser(error), sample, str(error))
             continue
         if len(ids) > max_length:
             report.drop(TOO_LONG, sample, f"{len(ids)} tokens")
@@ -92,8 +102,8 @@ def encode_prompts(
             continue
         try:
             ids = encoder.encode_prompt(prompt)
-        except TemplateError as error:
-            report.drop(TEMPLATE, sample, str(error))
+        except Exception as error:
+            report.drop(_refuser(error), sample, str(error))
             continue
         if max_prompt_length is not None and len(ids) > max_prompt_length:
             report.drop(TOO_LONG, sample, f"{len(ids)} tokens")

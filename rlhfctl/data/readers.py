@@ -73,9 +73,11 @@ def _lines(stream: Iterable[bytes]) -> Iterator[NumberedRow]:
 
 def _parse_line(line: bytes) -> Row | BadRow:
     try:
-        return _as_row(json.loads(line.decode("utf-8")))
+        return _as_row(json.loads(line.decode("utf-8").rstrip("\r\n")))
     except UnicodeDecodeError as error:
         return BadRow(f"not UTF-8 at byte {error.start}")
+    except json.JSONDecodeError as error:
+        return BadRow(f"not JSON ({error.msg} at column {error.colno})")
     except (ValueError, RecursionError) as error:
         return BadRow(f"not JSON ({error})")
 

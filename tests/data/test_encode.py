@@ -68,6 +68,15 @@ def test_what_is_left_out_is_counted_with_its_reason(encoder: ChatEncoder) -> No
     assert report.sentence().startswith("kept 1 of 10 rows; 7 too long (f:2: 21 tokens, f:5: 21 tokens")
 
 
+def test_a_character_that_the_tokenizer_does_not_know_drops_its_row(encoder: ChatEncoder) -> None:
+    samples = [chain("1", "4/7?", "4"), chain("2", "4-7?", "7")]
+    rows, report = encode_sft(samples, encoder, 64)
+    prompts, prompt_report = encode_prompts(samples, encoder, None)
+    assert [row.id for row in rows] == [row.sample.id for row in prompts] == ["2"]
+    assert report.dropped == prompt_report.dropped == {"refused by the tokenizer": 1}
+    assert report.examples["refused by the tokenizer"][0].startswith("f:1: WordLevel error")
+
+
 def test_prompts(encoder: ChatEncoder) -> None:
     samples = [
         chain("1", "4-7?", "the reference answer is no part of the prompt"),
