@@ -1,0 +1,123 @@
+"""Two nodes as two network namespaces of this machine: the same command on both, one run directory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlhfctl.run_dir import RunDir
+
+pytestmark = pytest.mark.heavy
+ENDPOINT = "10.211.77.1:29477"
+
+
+def ip(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["ip", *arguments], capture_output=True, text=True)
+
+
+@pytest.fixture
+def nodes() -> Iterator[tuple[str, str]]:
+    """Names of two namespaces joined by a cable, 10.211.77.1 and .2."""
+    names = (f"rlhf{os.getpid()}a", f"rlhf{os.getpid()}b")
+    try:
+        made = [ip("netns", "add", name) for name in names]
+    except FileNotFoundError:
+        pytest.skip("no `ip` command (iproute2)")
+    if any(out.returncode for out in made):
+        for name in names:
+            ip("netns", "del", name)
+        pytest.skip(f"cannot make network namespaces here: {made[0].stderr.strip()}")
+    try:
+        ends = (f"v{os.getpid()}a", f"v{os.getpid()}b")
+        assert ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1]).returncode == 0
+        for number, (name, end) in enumerate(zip(names, ends, strict=True), 1):
+            assert ip("link", "set", end, "netns", name).returncode == 0
+            assert ip("-n", name, "addr", "add", f"10.211.77.{number}/24", "dev", end).returncode == 0
+            assert ip("-n", name, "link", "set", end, "up").returncode == 0
+            assert ip("-n", name, "link", "set", "lo", "up").returncode == 0
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def command(chains: Path, run_dir: Path, *overrides: str) -> list[str]:
+    keys = [
+        f"policy.from_config={chains}/model",
+        f"policy.tokenizer={chains}/model",
+        f"data.train=[{{path: {chains}/data/sft.jsonl}}]",
+        "data.eval=[]",
+        "reward=null",
+        "rollout=null",
+        "train.save_every=2",
+        "train.log_every=1",
+        "train.batch_size=16",
+        "launch.threads=1",
+    ]
+    return [
+        sys.executable,
+        "-m",
+        "rlhfctl",
+        "sft",
+        "quickstart/sft",
+        *keys,
+        *overrides,
+        "--run-dir",
+        str(run_dir),
+    ]
+
+
+def on(node: str, argv: list[str]) -> "subprocess.Popen[str]":
+    argv = ["ip", "netns", "exec", node, *argv]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def losses(run: RunDir) -> list[float]:
+    lines = run.metrics.read_text().splitlines(keepends=True) if run.metrics.exists() else []
+    return [json.loads(line)["loss/sft"] for line in lines if line.endswith("\n")]
+
+
+def test_two_nodes_give_the_losses_of_one(nodes: tuple[str, str], chains: Path, tmp_path: Path) -> None:
+    one = RunDir(tmp_path / "one")
+    assert subprocess.run(command(chains, one.path, "train.steps=6"), capture_output=True).returncode == 0
+    both = RunDir(tmp_path / "both")
+    keys = ["train.steps=6", "launch.nnodes=2", f"launch.rdzv_endpoint={ENDPOINT}"]
+    # The follower comes first: it finds no directory, and the leader must not take its logs for an earlier run.
+    follower = on(nodes[1], command(chains, both.path, *keys))
+    time.sleep(3)
+    leader = on(nodes[0], command(chains, both.path, *keys))
+    told, errors = leader.communicate(timeout=240)
+    assert leader.returncode == 0, errors
+    assert told.strip() == str(both.path)
+    _, errors = follower.communicate(timeout=60)
+    assert follower.returncode == 0, errors
+    assert both.read_status()["state"] == "done"
+    assert losses(both) == pytest.approx(losses(one), abs=1e-6)
+    assert {path.name for path in both.attempt(1).glob("rank*.log")} == {"rank0.log", "rank1.log"}
+
+
+def test_a_signal_to_both_nodes_keeps_one_checkpoint(
+    nodes: tuple[str, str], chains: Path, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    keys = ["train.steps=100000", "launch.nnodes=2", f"launch.rdzv_endpoint={ENDPOINT}"]
+    processes = [on(node, command(chains, run.path, *keys)) for node in nodes]
+    deadline = time.monotonic() + 120
+    while len(losses(run)) < 3:
+        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    ends = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], ends
+    newest = run.newest_checkpoint()
+    assert newest is not None
+    assert run.checkpoint_step(newest) == len(losses(run))
+    assert run.read_status()["state"] == "interrupted"
