@@ -57,9 +57,8 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
+@app.callback()
 def root(
-    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -78,9 +77,6 @@ def root(
     3 chat template mismatch, 4 this machine cannot run it, 5 refused by
     another check, 130 / 143 interrupted with a checkpoint.
     """
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help())
-        raise typer.Exit
 
 
 def add_commands() -> None:
@@ -115,7 +111,9 @@ def run(argv: list[str]) -> int:
         os.environ["RLHFCTL_DEBUG"] = "1"
     signal.signal(signal.SIGTERM, terminated)
     try:
-        code = get_command(app).main(args=argv, prog_name="rlhfctl", standalone_mode=False, obj=console)
+        code = get_command(app).main(
+            args=argv or ["--help"], prog_name="rlhfctl", standalone_mode=False, obj=console
+        )
         if code == INTERRUPTED and not console.finished:  # typer makes this of a KeyboardInterrupt
             return console.finish(INTERRUPTED, message="interrupted before anything was started")
         return code or DONE

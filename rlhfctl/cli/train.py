@@ -75,7 +75,7 @@ def ppo(
     \b
     Examples:
       rlhfctl ppo quickstart/ppo policy.path=runs/a/final
-      rlhfctl ppo my.yaml algorithm.advantage=grpo rollout.n=8
+      rlhfctl ppo my.yaml algorithm.kl_coef=0.02 rollout.n=4
       rlhfctl ppo my.yaml --dry-run --json
       rlhfctl ppo --resume --run-dir runs/b
     """

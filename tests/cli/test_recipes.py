@@ -1,0 +1,51 @@
+"""recipes list, show and schema."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from rlhfctl.recipe.catalogue import shipped_names, shipped_path
+
+Cli = Callable[..., Any]
+
+
+def test_list(cli: Cli) -> None:
+    listed = cli("recipes")
+    assert [line.split()[0] for line in listed.out.splitlines()] == shipped_names()
+    assert cli("recipes", "list").out == listed.out
+    assert listed.err == ""
+    rows = cli("recipes", "--json").object["recipes"]
+    assert [row["name"] for row in rows] == shipped_names()
+    assert {row["task"] for row in rows} == {"sft", "ppo"}
+
+
+def test_show_is_the_file_itself_and_runs_as_a_recipe(cli: Cli) -> None:
+    path = shipped_path("quickstart/ppo")
+    assert path is not None
+    shown = cli("recipes", "show", "quickstart/ppo")
+    assert shown.out == path.read_text()
+    piped = cli("ppo", "-", "--dry-run", stdin=shown.out)
+    assert piped.out == cli("ppo", "quickstart/ppo", "--dry-run").out
+    assert cli("recipes", "show", "quickstart/ppo", "--json").object["text"] == shown.out
+
+
+def test_schema(cli: Cli) -> None:
+    schema = json.loads(cli("recipes", "schema", "ppo").out)
+    assert schema["properties"]["algorithm"]["$ref"] == "#/$defs/Algorithm"
+    assert cli("recipes", "schema", "sft", "--json").object["json_schema"]["title"] == "rlhfctl sft recipe"
+
+
+def test_mistakes(cli: Cli) -> None:
+    for args, said in [
+        (["shwo"], "did you mean show?"),
+        (["show"], "which one?"),
+        (["show", "quickstart/pppo"], "did you mean quickstart/ppo?"),
+        (["schema"], "of which task?"),
+        (["schema", "rm"], "rm is not built yet"),
+        (["schema", "dpo"], "there is no task dpo"),
+        (["list", "quickstart/ppo"], "takes no name"),
+    ]:
+        ended = cli("recipes", *args)
+        assert (ended.code, ended.out) == (2, "")
+        assert said in ended.err
+        assert ended.err.count("\n") == 1

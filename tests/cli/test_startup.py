@@ -1,0 +1,80 @@
+"""Start-up budgets in CPU time, and what is not imported before a command needs it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., Any]
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "numpy",
+    "datasets",
+    "rich",
+    "pydantic",
+    "yaml",
+    "jinja2",
+    "tokenizers",
+    "huggingface_hub",
+}
+RUNS = 3  # the least of a few: other processes slow a run down, nothing makes it faster
+
+
+def least(cli: Cli, *args: str, **env: str) -> float:
+    return min(cli(*args, **env).cpu for _ in range(RUNS))
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], []])
+def test_help_and_version(cli: Cli, args: list[str]) -> None:
+    assert least(cli, *args) <= 0.100
+
+
+@pytest.mark.parametrize(
+    "args", [["ppo", "--help"], ["recipes", "--help"], ["recipes"], ["recipes", "show", "quickstart/ppo"]]
+)
+def test_command_help_and_recipes(cli: Cli, args: list[str]) -> None:
+    assert least(cli, *args) <= 0.200
+
+
+@pytest.mark.parametrize(
+    "line", ["rlhfctl p", "rlhfctl ppo q", "rlhfctl ppo quickstart/ppo algorithm.", "rlhfctl ppo r --"]
+)
+def test_completion(cli: Cli, line: str) -> None:
+    env = {"_RLHFCTL_COMPLETE": "bash", "COMP_LINE": line}
+    assert cli(**env).out
+    assert least(cli, **env) <= 0.200
+
+
+def test_dry_run_without_models(cli: Cli) -> None:
+    ended = cli("ppo", "quickstart/ppo", "--dry-run")
+    assert ended.out.startswith("task: ppo\n")
+    assert least(cli, "ppo", "quickstart/ppo", "--dry-run") <= 0.400
+
+
+def test_a_recipe_error(cli: Cli) -> None:
+    assert least(cli, "ppo", "quickstart/ppo", "optim.lrr=1") <= 0.300
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"{code}\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    assert modules_after("import rlhfctl.cli.main") & HEAVY == set()
+
+
+def test_a_dry_run_imports_no_torch() -> None:
+    code = """
+import sys
+from rlhfctl.cli.main import run
+assert run(["ppo", "quickstart/ppo", "--dry-run", "-q"]) == 5
+sys.stdout = sys.stderr
+sys.stdout = sys.__stdout__
+"""
+    assert modules_after(code) & {"torch", "transformers", "datasets", "rich"} == set()
