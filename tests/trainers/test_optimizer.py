@@ -42,7 +42,7 @@ def test_vectors_carry_no_weight_decay():
     stepped = Optimizer([("b", bias)], optim(weight_decay=0.5), 0.1, 10)
     bias.grad = torch.tensor([2.0])
     clip_and_step([stepped], None)
-    assert float(bias) == pytest.approx(0.9)
+    assert bias.item() == pytest.approx(0.9)
 
 
 def test_clip_scales_the_gradient_to_the_limit():
