@@ -1,25 +1,45 @@
-"""The chat template of the policy: without a usable one nothing else about the data can be said."""
+"""The template gate on a recipe: the policy against every reward model, with the recipe's own data."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from rlhfctl.errors import RlhfctlError, TemplateMismatch
 from rlhfctl.preflight.finding import Finding
-from rlhfctl.preflight.inputs import Inputs
+from rlhfctl.preflight.inputs import Inputs, NotThere
+from rlhfctl.templates.traits import Traits
+
+if TYPE_CHECKING:
+    from rlhfctl.preflight.conversations import Conversations
+    from rlhfctl.recipe.sections import ModelSource
+    from rlhfctl.recipe.tasks import AnyRecipe
+    from rlhfctl.templates.inspect import Report
+    from rlhfctl.templates.sides import Side
+
+# Findings that say something about a run of this task; the others are for inspect-template.
+TRAINED = {
+    "T001", "T002", "T003", "T004", "T005", "T007", "T008", "T010", "T011", "T012", "T013", "T014", "T016", "T018",
+    "T019", "T021", "T024", "T025", "T030", "T031", "T032", "T033", "T035", "T036", "T037", "K001", "K003", "K004",
+    "K009", "K010", "K013", "K014",
+}  # fmt: skip
+SAMPLED = (TRAINED - {"T025", "T030", "T031", "T033", "T035", "T036", "T037"}) | {
+    "T023",
+    "T026",
+    "K011",
+    "K012",
+}
+# Nothing is added when rendered text is encoded, and loss masks come from character offsets.
+SAFE = {"K001", "K010", "K013", "T025"}
+# With ppo response ids are sampled and trained as they are; the policy's template never renders a response.
+SAMPLED_SAFE = {"T024", "T032", "K011"}
 
 
 def check(inputs: Inputs) -> Iterator[Finding]:
     try:
         _ = inputs.encoder
-    except TemplateMismatch as error:
-        yield Finding(
-            "T000",
-            "error",
-            "the policy has no usable chat template",
-            error.message,
-            "set policy.chat_template to a .jinja file",
-            "policy",
-            exit_code=error.exit_code,
-        )
+    except TemplateMismatch:
+        pass  # check_gate says so
     except RlhfctlError as error:
         yield Finding(
             "T000",
@@ -30,3 +50,90 @@ def check(inputs: Inputs) -> Iterator[Finding]:
             "policy",
             exit_code=5,
         )
+
+
+def check_gate(inputs: Inputs) -> Iterator[Finding]:
+    """A finding on the policy once, those on reward models for each of them; nothing of info level."""
+    from rlhfctl.preflight.conversations import of_samples
+
+    recipe = inputs.recipe
+    inputs.directory(inputs.tokenizer_path)
+    conversations: Conversations | None = None
+    with suppress(NotThere):  # the data check has reported it
+        conversations = of_samples(inputs.samples("train").samples, recipe.task == "ppo")
+    seen = set()
+    for report in gate(
+        recipe, conversations, models=[m for m in inputs.reward_models if readable(inputs, m.path)]
+    ):
+        for found in report.findings:
+            key = (found.id, found.side, found.detail)
+            if found.severity == "info" or key in seen:
+                continue
+            seen.add(key)
+            if found.side == "policy" and found.id not in (TRAINED if recipe.task == "sft" else SAMPLED):
+                continue
+            if recipe.template.on_mismatch == "warn" and found.severity == "error":
+                found.severity = "warning"
+            yield found
+
+
+def readable(inputs: Inputs, path: str) -> bool:
+    """A reward model that is not there is another check's finding."""
+    try:
+        inputs.directory(path)
+    except NotThere:
+        return False
+    return True
+
+
+def gate(
+    recipe: "AnyRecipe",
+    conversations: "Conversations | None",
+    models: "list[ModelSource] | None" = None,
+    clock: datetime | None = None,
+    messages: "list[dict[str, Any]] | None" = None,
+) -> "list[Report]":
+    """One report per reward model, or one on the policy alone. models: default, all of the recipe.
+
+    Raises UsageError for a side that cannot be read."""
+    from rlhfctl.preflight.conversations import look
+    from rlhfctl.recipe.sections import ModelSource
+    from rlhfctl.templates.inspect import Options, inspect
+    from rlhfctl.templates.sides import load_side
+
+    if models is None:
+        sources = recipe.reward.sources if recipe.reward is not None else []
+        models = [source for source in sources if isinstance(source, ModelSource)]
+    policy = recipe.policy
+    left = load_side(policy.tokenizer or policy.path or "", policy.chat_template, policy.template_kwargs)
+    section = recipe.template
+    shown, seen = look(conversations or [])
+    options = Options(
+        clock=clock,
+        bridge=section.bridge,
+        fold_system=section.fold_system,
+        merge_roles=section.merge_roles,
+        allow=frozenset(section.allow),
+        conversations=shown,
+        traits=task_traits(recipe, seen),
+        complete=conversations is not None,
+        messages=messages,
+    )
+    reports = []
+    rights: list[Side | None] = [load_side(model.path, None, model.template_kwargs) for model in models]
+    for right in rights or [None]:
+        report = inspect(left, right, options)
+        for found in report.findings:
+            sampled = recipe.task == "ppo" and found.side == "policy" and found.id in SAMPLED_SAFE
+            found.handled = found.handled or sampled or found.id in SAFE or found.id in section.allow
+        reports.append(report)
+    return reports
+
+
+def task_traits(recipe: "AnyRecipe", seen: Traits) -> Traits:
+    """Several answers in one conversation matter only where all of them are trained from one render."""
+    if recipe.task == "ppo" or recipe.data.train_on == "last_assistant":
+        return Traits(
+            seen.rows, {trait: row for trait, row in seen.found.items() if trait != "several_answers"}
+        )
+    return seen

@@ -1,10 +1,13 @@
 """What the report says about one side apart from findings."""
 
 import hashlib
+from contextlib import suppress
 from typing import Any
 
+from rlhfctl.templates.checks.tokens import CannotEncode, encode
 from rlhfctl.templates.checks.tokens import facts as token_facts
 from rlhfctl.templates.probe import Probe
+from rlhfctl.templates.sides import Side
 
 
 def side_facts(probe: Probe) -> dict[str, Any]:
@@ -30,3 +33,29 @@ def side_facts(probe: Probe) -> dict[str, Any]:
         "content": "list" if probe.wrap else "string",
         **token_facts(probe),
     }
+
+
+def render_markers(side: Side) -> list[str]:
+    """Strings that are special tokens of the side."""
+    declared = [token for token in (*side.tokens.values(), side.eot) if token]
+    if side.tokenizer is not None:
+        declared += [t.content for t in side.tokenizer.get_added_tokens_decoder().values() if t.special]
+    return list(dict.fromkeys(declared))
+
+
+def token_counts(policy: Side, rm: Side | None, renders: dict[str, str | None]) -> dict[str, dict[str, int]]:
+    """Tokens of each render in each vocabulary at hand."""
+    names = {"policy": policy, "reward model": rm}
+    tokenizers = {
+        name: side.tokenizer
+        for name, side in names.items()
+        if side is not None and side.tokenizer is not None
+    }
+    result: dict[str, dict[str, int]] = {}
+    for name, text in (("policy", renders["policy"]), ("reward model", renders["rm"])):
+        if text is not None:
+            result[name] = {}
+            for of, tokenizer in tokenizers.items():
+                with suppress(CannotEncode):
+                    result[name][of] = len(encode(tokenizer, text))
+    return result

@@ -1,7 +1,7 @@
 """The gate: one or two sides in, every finding out. Pure but for the child process that renders."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ from rlhfctl.templates.bounded import Sandbox
 from rlhfctl.templates.catalogue import Found, finding
 from rlhfctl.templates.checks import data, history, pair, roles, seam, source, tokens
 from rlhfctl.templates.checks.pair import Pair, bridge_mode
-from rlhfctl.templates.facts import side_facts
+from rlhfctl.templates.facts import render_markers, side_facts, token_counts
 from rlhfctl.templates.lock import CONVERSATIONS, t005
 from rlhfctl.templates.probe import Probe
 from rlhfctl.templates.render import Message
@@ -60,8 +60,9 @@ SEVERITIES = ("error", "warning", "info")
 
 @dataclass(slots=True)
 class Options:
-    """conversations: (origin, messages) of the data. complete: they are all of it, so that what they do not hold need
-    not be feared. bridge, fold_system, merge_roles: what the run will do about findings. allow: ids that may pass."""
+    """conversations: (origin, messages) of the data, each of which is rendered. traits: what all of the data holds;
+    default: what these hold. complete: nothing else is in the data, so that what it does not hold need not be feared.
+    bridge, fold_system, merge_roles: what the run will do about findings. allow: ids that may pass."""
 
     clock: datetime | None = None
     bridge: bool = False
@@ -70,6 +71,7 @@ class Options:
     strict: bool = False
     allow: frozenset[str] = frozenset()
     conversations: Sequence[tuple[str, Sequence[Message]]] = ()
+    traits: Traits | None = None
     complete: bool = True
     messages: Sequence[Message] | None = None
 
@@ -83,6 +85,8 @@ class Report:
     renders: dict[str, str | None]
     messages: Sequence[Message]
     options: Options = field(repr=False)
+    markers: tuple[Sequence[str], Sequence[str]] = ((), ())  # special tokens that the sides' renders hold
+    token_counts: dict[str, dict[str, int]] = field(default_factory=dict)  # render -> vocabulary -> tokens
 
     @property
     def exit_code(self) -> int:
@@ -119,7 +123,7 @@ def inspect(policy: Side, rm: Side | None = None, options: Options | None = None
     """Every finding on the policy, the reward model and the pair, in the order side, severity, id."""
     options = options or Options()
     clock = options.clock or datetime.now()
-    seen = traits(options.conversations)
+    seen = options.traits if options.traits is not None else traits(options.conversations)
     messages = options.messages if options.messages is not None else CONVERSATIONS["chat"][0]
     with _sandbox() as sandbox:
         left = _probe(policy, sandbox, clock)
@@ -138,6 +142,8 @@ def inspect(policy: Side, rm: Side | None = None, options: Options | None = None
             renders["rm"] = right.text(messages)
             facts = side_facts(right)
         report = Report(findings, side_facts(left), facts, bridge, renders, messages, options)
+        report.markers = (render_markers(policy), render_markers(rm) if rm is not None else ())
+        report.token_counts = token_counts(policy, rm, renders)
     for found in report.findings:
         _weigh(found, seen, options)
         found.handled = _handled(found, bridge, options)
@@ -168,9 +174,10 @@ def single_side_findings(probe: Probe, side: str) -> list[Finding]:
     for id, check in SIDE_CHECKS.items():
         if not renders and id not in WITHOUT_RENDER and id != "T007":
             continue
-        found = check(probe)
-        if found is not None:
-            results.append(finding(id, side, found))
+        with suppress(tokens.CannotEncode):
+            found = check(probe)
+            if found is not None:
+                results.append(finding(id, side, found))
     if probe.wrap:
         detail = "it wants content as a list of parts and loses strings"
         results.append(finding("T007", side, Found(detail, {"list_content": True})))
@@ -183,9 +190,10 @@ def pair_findings(both: Pair) -> list[Finding]:
         return [finding("P013", "pair", dead)]
     results = []
     for id, check in pair.CHECKS.items():
-        found = check(both)
-        if found is not None:
-            results.append(finding(id, "pair", found))
+        with suppress(tokens.CannotEncode):
+            found = check(both)
+            if found is not None:
+                results.append(finding(id, "pair", found))
     return results
 
 

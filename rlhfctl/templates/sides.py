@@ -77,16 +77,9 @@ class Side:
         return self._added()[1]
 
     def _added(self) -> tuple[list[int], list[int]]:
-        if self.tokenizer is None:
+        encoding = first_encoding(self.tokenizer) if self.tokenizer is not None else None
+        if encoding is None:
             return [], []
-        try:
-            encoding = self.tokenizer.encode("x")
-        except Exception:  # a closed vocabulary without an unknown token: any word of its own will do
-            added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
-            words = sorted(set(self.tokenizer.get_vocab()) - added)
-            if not words:
-                return [], []
-            encoding = self.tokenizer.encode(words[0])
         mask = encoding.special_tokens_mask
         start = next((i for i, special in enumerate(mask) if not special), len(mask))
         end = next((i for i, special in enumerate(reversed(mask)) if not special), 0)

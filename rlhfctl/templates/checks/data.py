@@ -1,9 +1,10 @@
 """Findings that only real conversations can show."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rlhfctl.templates.catalogue import Found
-from rlhfctl.templates.checks.tokens import encode
+from rlhfctl.templates.checks.tokens import CannotEncode, encode
 from rlhfctl.templates.probe import Probe
 from rlhfctl.templates.render import Message
 
@@ -32,8 +33,9 @@ def k017(probe: Probe, rows: Rows) -> Found | None:
     long = []
     for origin, messages in rows:
         text = probe.text(messages)
-        if text is not None and len(text) > limit and len(encode(tokenizer, text)) > limit:
-            long.append(origin)
+        with suppress(CannotEncode):
+            if text is not None and len(text) > limit and len(encode(tokenizer, text)) > limit:
+                long.append(origin)
     if not long:
         return None
     return Found(
@@ -51,8 +53,12 @@ def p018(probe: Probe, rows: Rows) -> Found | None:
         asked = [
             m["content"] for m in messages if m.get("role") == "user" and isinstance(m.get("content"), str)
         ]
-        if asked and tokenizer.decode(encode(tokenizer, asked[-1]), skip_special_tokens=True) != asked[-1]:
-            changed.append(origin)
+        with suppress(CannotEncode):
+            if (
+                asked
+                and tokenizer.decode(encode(tokenizer, asked[-1]), skip_special_tokens=True) != asked[-1]
+            ):
+                changed.append(origin)
     if not changed:
         return None
     return Found(f"{len(changed)} of {len(rows)} prompts, first {changed[0]}", {"rows": len(changed)})

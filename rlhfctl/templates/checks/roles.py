@@ -127,8 +127,8 @@ def default_system(probe: Probe) -> str:
     """The injected system prompt without markers, for comparison across templates; "" where there is none."""
     if t012(probe) is None:
         return ""
-    words = re.sub(r"<[^<>]{1,40}>|\[/?[A-Z_]+\]|^\s*system\b", " ", probe.preamble).split()
-    return " ".join(words)
+    words = re.sub(r"<[^<>]{1,40}>|\[/?[A-Z_]+\]", " ", probe.preamble).split()
+    return " ".join(words[1:] if words[:1] == ["system"] else words)
 
 
 CHECKS = {

@@ -16,12 +16,16 @@ DRIFT = (
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """No ids for a text that a closed vocabulary without an unknown token cannot express: probes say nothing there."""
+class CannotEncode(Exception):
+    """A closed vocabulary without an unknown token lacks a character: what needs these ids cannot be said."""
+
+
+def encode(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
+    """special: with the tokens that the tokenizer adds by default. Raises CannotEncode."""
     try:
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
-    except Exception:  # the binding raises bare Exception
-        return []
+        return list(tokenizer.encode(text, add_special_tokens=special).ids)
+    except Exception as error:  # the binding raises bare Exception
+        raise CannotEncode(str(error)) from None
 
 
 def canonical(probe: Probe, prompt: bool = False) -> str | None:
@@ -35,9 +39,7 @@ def double_bos(probe: Probe) -> bool | None:
     tokenizer, bos, text = probe.side.tokenizer, probe.side.token_id("bos_token"), canonical(probe)
     if tokenizer is None or text is None:
         return None
-    if bos is None or not encode(tokenizer, text):
-        return False
-    return list(tokenizer.encode(text).ids[:2]) == [bos, bos]
+    return bos is not None and encode(tokenizer, text, special=True)[:2] == [bos, bos]
 
 
 def k001(probe: Probe) -> Found | None:
