@@ -48,7 +48,7 @@ def preflight(recipe: dict[str, Any], run_dir: Path | None = None) -> Report:
 
 
 def problems(report: Report) -> dict[str, Finding]:
-    return {finding.id: finding for finding in report.findings if finding.severity != "info"}
+    return {f.id: f for f in report.findings if f.severity != "info" and not f.handled}
 
 
 def one(report: Report, id: str, exit_code: int) -> Finding:
@@ -122,9 +122,10 @@ def test_a_damaged_checkpoint(shared: Path, tmp_path: Path, chains: Path) -> Non
     weights.write_bytes(weights.read_bytes()[:-100])
     recipe = sft(chains, policy={"path": str(model)})
     recipe["data"]["max_length"] = 512
-    assert "is cut" in one(preflight(recipe), "W006", 5).detail
+    damaged = problems(preflight(recipe))["W006"]  # its tokenizer has warnings of its own
+    assert "is cut" in damaged.detail
     weights.unlink()
-    one(preflight(recipe), "W005", 5)
+    assert problems(preflight(recipe))["W005"].exit_code == damaged.exit_code == 5
 
 
 def test_tokenizer_larger_than_the_embedding(chains: Path, shared: Path) -> None:
