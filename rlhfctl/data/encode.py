@@ -1,7 +1,9 @@
 """Samples -> token ids and loss masks, and an account of what was left out and why."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from jinja2 import TemplateError
 
@@ -13,6 +15,7 @@ NOTHING_TRAINED = "no trained token"
 NO_PROMPT = "no prompt"
 TEMPLATE = "refused by the chat template"
 TOKENIZER = "refused by the tokenizer"
+TOOLS = "unreadable tools"
 
 SHOWN = 5  # examples kept for each reason
 
@@ -56,10 +59,34 @@ class DropReport:
         return "; ".join(parts)
 
 
+class BadTools(ValueError):
+    """A row's `tools` column holds something else than tool definitions."""
+
+
+def tools_of(sample: Sample) -> list[dict[str, Any]] | None:
+    """The row's `tools` column as templates expect it: a list of {"type": "function", "function": {...}}.
+
+    It may be JSON text, and the definitions may be bare. None where there are no tools. Raises BadTools.
+    """
+    tools = sample.metadata.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError:
+            raise BadTools("tools is not JSON") from None
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadTools("tools is not a list of objects")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
 def _refuser(error: Exception) -> str:
-    """Which of the two could not take a row; anything else is a bug and is raised again."""
+    """What could not take a row; anything else is a bug and is raised again."""
     if isinstance(error, TemplateError):
         return TEMPLATE
+    if isinstance(error, BadTools):
+        return TOOLS
     if type(error) is Exception:  # all that tokenizers raises, e.g. a character outside a closed vocabulary
         return TOKENIZER
     raise error
@@ -74,7 +101,7 @@ def encode_sft(
     report = DropReport()
     for sample in samples:
         try:
-            ids, mask = encoder.encode_conversation(sample.conversation(), train_on)
+            ids, mask = encoder.encode_conversation(sample.conversation(), train_on, tools_of(sample))
         except Exception as error:
             report.drop(_refuser(error), sample, str(error))
             continue
@@ -101,7 +128,7 @@ def encode_prompts(
             report.drop(NO_PROMPT, sample, "only assistant turns")
             continue
         try:
-            ids = encoder.encode_prompt(prompt)
+            ids = encoder.encode_prompt(prompt, tools_of(sample))
         except Exception as error:
             report.drop(_refuser(error), sample, str(error))
             continue

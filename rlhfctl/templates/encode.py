@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from rlhfctl.templates.turns import assistant_spans, turn_ends
 __all__ = ["ChatEncoder", "Side", "load_side"]
 
 TrainOn = Literal["all_assistant", "last_assistant"]
+Tools = list[dict[str, Any]] | None  # what the template's `tools` variable holds
 
 
 class ChatEncoder:
@@ -88,7 +90,7 @@ class ChatEncoder:
         self,
         messages: Sequence[Message],
         add_generation_prompt: bool = False,
-        tools: list[dict[str, Any]] | None = None,
+        tools: Tools = None,
     ) -> str:
         """As transformers' apply_chat_template(tokenize=False)."""
         return render(
@@ -105,28 +107,28 @@ class ChatEncoder:
         """Ids of a rendered text; nothing is added at either end."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def encode_prompt(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
         """Ids up to where the policy starts to write."""
-        return self.encode_text(self.render(messages, add_generation_prompt=True))
+        return self.encode_text(self.render(messages, add_generation_prompt=True, tools=tools))
 
     def encode_conversation(
-        self, messages: Sequence[Message], train_on: TrainOn | str = "all_assistant"
+        self, messages: Sequence[Message], train_on: TrainOn | str = "all_assistant", tools: Tools = None
     ) -> tuple[list[int], list[int]]:
         """Ids of the whole conversation, and a mask that is 1 on what the policy has to produce: every token of an
         assistant turn from the end of its prompt to its stop token. A token that holds characters of both the prompt
         and the response counts as response."""
-        text, spans = self.spans(messages, train_on)
+        text, spans = self.spans(messages, train_on, tools)
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         return list(encoding.ids), _mask(encoding.offsets, spans)
 
     def spans(
-        self, messages: Sequence[Message], train_on: TrainOn | str = "all_assistant"
+        self, messages: Sequence[Message], train_on: TrainOn | str = "all_assistant", tools: Tools = None
     ) -> tuple[str, list[Span]]:
         """The rendered conversation and the character spans that carry loss."""
         chosen = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         if train_on == "last_assistant":
             chosen = chosen[-1:]
-        return assistant_spans(self._render, messages, self.ends, self.markers, chosen)
+        return assistant_spans(partial(self.render, tools=tools), messages, self.ends, self.markers, chosen)
 
     def decode_response(self, ids: Sequence[int]) -> str:
         """Text of a response: trailing stop and pad ids are cut, every other special token stays as text."""

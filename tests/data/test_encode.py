@@ -118,3 +118,63 @@ def test_real_rows(shared: Path, model: str) -> None:
         assert trained[-1] in encoder.stop_ids or trained[-2] in encoder.stop_ids
         assert row.mask[0] == 0
         assert answer in encoder.tokenizer.decode(trained, skip_special_tokens=False)
+
+
+WITH_TOOLS = (
+    "{% if tools %}{% for tool in tools %}{{ tool.function.name }}{% endfor %}#{% endif %}"
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [[{"name": "7"}], '[{"name": "7"}]', [{"type": "function", "function": {"name": "7"}}]],
+    ids=["bare", "text", "wrapped"],
+)
+def test_tools_of_a_row_are_rendered(tools: object) -> None:
+    encoder = ChatEncoder(WITH_TOOLS, {"eos_token": "<eos>"}, make_tokenizer())
+    sample = Sample("a", [{"role": "user", "content": "1?"}], "#1", metadata={"tools": tools})
+    rows, _ = encode_sft([sample], encoder, 64)
+    assert rows[0].ids == [7, 15, 1, 16, 15, 1, EOS]
+    assert rows[0].mask == [0, 0, 0, 0, 1, 1, 1]
+    assert encode_prompts([sample], encoder, None)[0][0].ids == [7, 15, 1, 16]
+
+
+@pytest.mark.parametrize(
+    ("tools", "dropped"), [("[]", 0), ("", 0), (None, 0), ("{", 1), ("[1]", 1), ({"a": 1}, 1)]
+)
+def test_tools_that_are_none_and_tools_that_are_no_tools(
+    encoder: ChatEncoder, tools: object, dropped: int
+) -> None:
+    sample = Sample("a", [{"role": "user", "content": "1?"}], "#1", metadata={"tools": tools})
+    rows, report = encode_sft([sample], encoder, 64)
+    assert (len(rows), report.dropped["unreadable tools"]) == (1 - dropped, dropped)
+
+
+def test_real_tool_calls(shared: Path) -> None:
+    """Function calling data through a template that knows tools: the definitions stand in the prompt, untrained."""
+    encoder = ChatEncoder.from_path(
+        shared / "tokenizers/qwen2", shared / "chat-templates/qwen2.5-7b-instruct.jinja"
+    )
+    source = DataSource(path=str(shared / "data/llamafactory_demos/glaive_toolcall_en_demo.json"), limit=40)
+    samples = load_samples([source]).samples
+    rows, report = encode_sft(samples, encoder, max_length=8192)
+    assert (len(rows), report.dropped) == (40, {})
+    with_tools = [row for row, sample in zip(rows, samples, strict=True) if sample.metadata["tools"] != "[]"]
+    assert len(with_tools) > 20
+    for row in with_tools:
+        text = encoder.tokenizer.decode(row.ids, skip_special_tokens=False)
+        trained = encoder.tokenizer.decode(
+            [token for token, on in zip(row.ids, row.mask, strict=True) if on], skip_special_tokens=False
+        )
+        assert "<tools>" in text
+        assert "<tools>" not in trained
+    calls = sum("tool_calls" in message for sample in samples for message in sample.messages)
+    every_trained = "".join(
+        encoder.tokenizer.decode(
+            [t for t, on in zip(row.ids, row.mask, strict=True) if on], skip_special_tokens=False
+        )
+        for row in rows
+    )
+    assert every_trained.count("<tool_call>") == calls
