@@ -309,5 +309,7 @@ class Launch(Section):
                 f"launch.node_rank {self.node_rank} does not exist: {self.nnodes} nodes count from 0"
             )
         if self.node_rank is not None and self.max_restarts:
-            raise ValueError("launch.max_restarts needs nodes that find each other again: remove launch.node_rank")
+            raise ValueError(
+                "launch.max_restarts needs nodes that find each other again: remove launch.node_rank"
+            )
         return self
