@@ -82,6 +82,7 @@ def candidates(cli: Any, words: list[str], prefix: str) -> Iterator[Candidate]:
     elif name == "recipes":
         yield from recipe_actions(given)
     else:
+        yield from shipped(prefix) if name == "inspect-template" and not given else ()
         yield from files(prefix)
 
 
@@ -129,13 +130,17 @@ def recipe_actions(given: list[str]) -> Iterator[Candidate]:
 
 
 def recipes(prefix: str) -> Iterator[Candidate]:
+    yield from shipped(prefix)
+    yield from files(prefix, endings=(".yaml", ".yml"))
+
+
+def shipped(prefix: str) -> Iterator[Candidate]:
     from rlhfctl.recipe.catalogue import shipped_names, shipped_path, summary
 
     for name in shipped_names():
         path = shipped_path(name) if name.startswith(prefix) else None
         if path is not None:
             yield name, summary(path)
-    yield from files(prefix, endings=(".yaml", ".yml"))
 
 
 def files(prefix: str, directories_only: bool = False, endings: tuple[str, ...] = ()) -> Iterator[Candidate]:

@@ -1,6 +1,5 @@
 """The command line. At import: the standard library and typer, nothing else (tests hold this and the CPU time)."""
 
-import importlib.util
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from typer.main import get_command
 from rlhfctl.cli import not_built
 from rlhfctl.cli.console import Console
 from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, USAGE
+from rlhfctl.cli.inspect_template import inspect_template
 from rlhfctl.cli.recipes import recipes
 from rlhfctl.cli.train import ppo, sft
 from rlhfctl.errors import Interrupted, RlhfctlError
@@ -25,7 +25,12 @@ SECTIONS = {
     "Serve": ("serve-rm",),
     "Look around": ("recipes", "doctor"),
 }
-BUILT: dict[str, Callable[..., int]] = {"sft": sft, "ppo": ppo, "recipes": recipes}
+BUILT: dict[str, Callable[..., int]] = {
+    "sft": sft,
+    "ppo": ppo,
+    "inspect-template": inspect_template,
+    "recipes": recipes,
+}
 COMPLETE = "_RLHFCTL_COMPLETE"
 
 
@@ -84,10 +89,6 @@ def add_commands() -> None:
     for name in (name for names in SECTIONS.values() for name in names):
         if name in BUILT:
             app.command(name)(BUILT[name])
-        elif name == "inspect-template" and importlib.util.find_spec("rlhfctl.cli.inspect_template"):
-            from rlhfctl.cli.inspect_template import inspect_template
-
-            app.command(name)(inspect_template)
         else:
             app.command(
                 name,

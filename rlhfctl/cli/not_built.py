@@ -13,7 +13,6 @@ COMMANDS = {
     "oreo": "Offline reasoning optimisation",
     "eval": "Accuracy of a model or a run",
     "serve-rm": "Reward model or rules over HTTP",
-    "inspect-template": "Compare two models' chat templates",
     "report": "One HTML file of some runs",
     "doctor": "What this machine can run",
 }
