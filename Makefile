@@ -1,6 +1,7 @@
 # make quickstart   install, then the whole main job on the CPU with a tiny model (minutes)
 # make test         install, then the tests but the heavy ones;  make test-heavy: those
 # make lint         ruff and mypy;  make bench: the benchmarks as JSON lines;  make install: .venv alone
+# make install-full vLLM, DeepSpeed and bitsandbytes for the CPU as well (3 GB)
 #
 # PYTHON=python3.12 picks the interpreter, VENV=DIR the environment, TORCH='torch==2.13.0 --index-url URL' the torch build.
 
@@ -9,19 +10,23 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
+export DS_BUILD_OPS := 0
 PIP := @$(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_FULL := $(VENV)/.installed-full
 
-.PHONY: help quickstart install test test-heavy lint format bench wheel clean
+.PHONY: help quickstart install install-full test test-heavy lint format bench wheel clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
 
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/quickstart/run.sh
 
 install: $(INSTALLED)
+
+install-full: $(INSTALLED_FULL)
 
 test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest
@@ -62,4 +67,9 @@ $(INSTALLED): requirements/cpu.txt pyproject.toml | $(VENV)/bin/python
 
 $(INSTALLED_DEV): requirements/dev.txt $(INSTALLED)
 	$(PIP) --no-deps -r requirements/dev.txt
+	@touch $@
+
+$(INSTALLED_FULL): requirements/full.txt $(INSTALLED)
+	$(PIP) setuptools==78.1.1 wheel ninja
+	$(PIP) --no-deps --no-build-isolation -r requirements/full.txt
 	@touch $@
