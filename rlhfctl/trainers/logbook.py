@@ -39,6 +39,7 @@ class Logbook:
         if self.ctx.rank != 0:
             return
         append_jsonl(self.ctx.run.metrics, {"step": step, **metrics, **seconds})
+        self.ctx.run.write_status("running", step, attempt=self.ctx.attempt)
         if self.progress:
             self.progress.update(step, metrics)
 
