@@ -11,6 +11,7 @@ from torch import nn
 from rlhfctl.errors import Refused
 from rlhfctl.models.load import config_of
 from rlhfctl.recipe.sections import Policy
+from rlhfctl.templates.lock import write_lock
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -71,6 +72,7 @@ def copy_tokenizer(policy: Policy, directory: Path) -> None:
         AutoTokenizer.from_pretrained(source).save_pretrained(directory)
     if policy.chat_template is not None:
         shutil.copyfile(policy.chat_template, directory / "chat_template.jinja")
+    write_lock(directory, policy.template_kwargs)
 
 
 def load_trainable(model: nn.Module, directory: Path) -> None:

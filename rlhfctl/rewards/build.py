@@ -2,10 +2,11 @@
 
 from typing import Any, Protocol
 
-from rlhfctl.recipe.sections import ModelSource, PythonSource, Reward, VerifierSource
+from rlhfctl.recipe.sections import ModelSource, PythonSource, Reward, Template, VerifierSource
 from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.rewards.python_source import PythonReward
 from rlhfctl.rewards.verifiers import VerifierReward
+from rlhfctl.templates.encode import ChatEncoder
 
 
 class Source(Protocol):
@@ -23,12 +24,16 @@ class Source(Protocol):
         ...
 
 
-def build_sources(reward: Reward) -> list[Source]:
-    """In the order of the recipe, names made unique (`score`, `score#2`). Raises Refused for a missing file."""
+def build_sources(
+    reward: Reward, policy: ChatEncoder | None = None, template: Template | None = None
+) -> list[Source]:
+    """In the order of the recipe, names made unique (`score`, `score#2`). Raises Refused for a missing file.
+
+    policy, template: the policy's encoder and the recipe's section, for the bridge to a reward model."""
     sources: list[Source] = []
     names: dict[str, int] = {}
     for section in reward.sources:
-        source = _build(section)
+        source = _build(section, policy, template)
         count = names[source.name] = names.get(source.name, 0) + 1
         if count > 1:
             source.name = f"{source.name}#{count}"
@@ -36,11 +41,15 @@ def build_sources(reward: Reward) -> list[Source]:
     return sources
 
 
-def _build(section: VerifierSource | PythonSource | ModelSource) -> Source:
+def _build(
+    section: VerifierSource | PythonSource | ModelSource,
+    policy: ChatEncoder | None,
+    template: Template | None,
+) -> Source:
     if isinstance(section, VerifierSource):
         return VerifierReward(section)
     if isinstance(section, PythonSource):
         return PythonReward(section)
     from rlhfctl.rewards.model import ModelReward  # torch
 
-    return ModelReward(section)
+    return ModelReward(section, policy, template)

@@ -115,13 +115,12 @@ class Matcher:
             return Match(as_it_is[0], "drop_special_edges")
         text = self.without_edges(query)
         for stage, key in STAGES.items():
-            rows = [
-                row for row in self._keys[stage].get(key(text), []) if may(stage, text, self.prompts[row])
-            ]
-            if len(rows) == 1:
-                return Match(rows[0], stage)
-            if rows:
-                return None  # a stronger stage tells them apart even less
+            alike = self._keys[stage].get(key(text), [])
+            if not any(may(stage, text, self.prompts[row]) for row in alike):
+                continue
+            return (
+                Match(alike[0], stage) if len(alike) == 1 else None
+            )  # stronger stages tell them apart even less
         if not self.fuzzy:
             return None
         rows = [row for row, prompt in enumerate(self.prompts) if damaged(prompt, text)]

@@ -12,6 +12,7 @@ from rlhfctl.templates.catalogue import Found
 from rlhfctl.templates.files import read_json
 from rlhfctl.templates.probe import Probe
 from rlhfctl.templates.render import render
+from rlhfctl.templates.sides import load_side
 
 NAME = "template.lock.json"
 CLOCK = datetime(2025, 1, 15)
@@ -52,12 +53,14 @@ def lock_data(template: str, tokens: dict[str, str | None], kwargs: dict[str, An
     }
 
 
-def write_lock(directory: Path, template: str, tokens: dict[str, str | None], kwargs: dict[str, Any]) -> Path:
-    """Write the lock beside a checkpoint (`directory` exists)."""
-    path = directory / NAME
-    text = json.dumps(lock_data(template, tokens, kwargs), ensure_ascii=False, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
-    return path
+def write_lock(directory: Path, template_kwargs: dict[str, Any]) -> None:
+    """Write the lock of the template that lies in `directory`; a directory without a template gets none."""
+    side = load_side(directory, template_kwargs=template_kwargs)
+    if side.template is not None:
+        text = json.dumps(
+            lock_data(side.template, side.tokens, template_kwargs), ensure_ascii=False, indent=1
+        )
+        (directory / NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def t005(probe: Probe) -> Found | None:

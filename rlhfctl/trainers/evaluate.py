@@ -35,7 +35,9 @@ class Evaluator:
         self.loss = self.wanted and recipe.task == "sft" and recipe.reward is None
         if self.answers:
             assert recipe.reward is not None
-            self.sources = sources if sources is not None else build_sources(recipe.reward)
+            if sources is None:
+                sources = build_sources(recipe.reward, encoder, recipe.template)
+            self.sources = sources
             rollout = recipe.evaluation_rollout() if isinstance(recipe, SftRecipe) else recipe.rollout
             self.sampling = Sampling(
                 rollout.max_new_tokens, 0.0, 1.0, encoder.stop_ids, 0, 0, rollout.max_batch_tokens

@@ -21,7 +21,7 @@ def train(ctx: RunContext) -> None:
     assert isinstance(recipe, PpoRecipe)
     encoder = load_encoder(recipe.policy, ctx.say)
     prompts, order, total = load_prompts(recipe, encoder)
-    sources = build_sources(recipe.reward)
+    sources = build_sources(recipe.reward, encoder, recipe.template)
     models = load_models(ctx, recipe)
     updates = recipe.algorithm.ppo_epochs * recipe.algorithm.minibatches
     optimizers = build_optimizers(recipe, models, total * updates)
