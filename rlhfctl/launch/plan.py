@@ -15,12 +15,15 @@ DEFAULTS = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "1000",
 }
-CUDA_DEFAULTS = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+CUDA_DEFAULTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """processes: on this node. threads: CPU threads of each. env: what is set for the workers, and only that."""
+    """processes: on this node. threads: CPU threads of each. timeout: seconds to wait for the other nodes.
+
+    env: what is set for the workers, and only that.
+    """
 
     launcher: Literal["inline", "torchrun"]
     device: Literal["cpu", "cuda"]
@@ -28,6 +31,7 @@ class Plan:
     nnodes: int
     threads: int
     max_restarts: int
+    timeout: float
     env: dict[str, str]
     node: Node | None = None
 
@@ -59,7 +63,9 @@ def make_plan(launch: Launch, machine: Machine, environ: Mapping[str, str], node
     device: Literal["cpu", "cuda"] = "cuda" if gpu_count else "cpu"
     threads = threads_per_process(launch, machine.cores, processes, environ)
 
-    env = {**DEFAULTS, **(CUDA_DEFAULTS if device == "cuda" else {})}
+    env = dict(DEFAULTS)
+    if device == "cuda" and "PYTORCH_CUDA_ALLOC_CONF" not in environ:  # its older name
+        env |= CUDA_DEFAULTS
     if launcher == "torchrun":
         # Each start gets a store of its own: torchrun's shared one still holds the addresses of the dead workers.
         env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -69,14 +75,15 @@ def make_plan(launch: Launch, machine: Machine, environ: Mapping[str, str], node
     env = {name: environ.get(name, value) for name, value in env.items() if value or name in environ}
     env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     return Plan(
-        launcher,
-        device,
-        processes,
-        launch.nnodes,
-        threads,
-        launch.max_restarts,
-        env,
-        node if several else None,
+        launcher=launcher,
+        device=device,
+        processes=processes,
+        nnodes=launch.nnodes,
+        threads=threads,
+        max_restarts=launch.max_restarts,
+        timeout=launch.timeout,
+        env=env,
+        node=node if several else None,
     )
 
 

@@ -186,6 +186,19 @@ def killed_rank(log: Path) -> tuple[int, int] | None:
     return next((failure for failure in failures if failure[1] < 0 and failure[1] != -signal.SIGTERM), None)
 
 
+MEETING = {
+    "RendezvousTimeoutError": "the other nodes did not come within launch.timeout: give the same command on all",
+    "RendezvousConnectionError": "node 0 cannot be reached at launch.rdzv_endpoint: is it started, and the port open?",
+    "EADDRINUSE": "the port of launch.rdzv_endpoint is in use on this node: choose another one on all nodes",
+}
+
+
+def failed_meeting(log: Path) -> str | None:
+    """A sentence where the nodes did not find each other, so that no worker was ever started."""
+    text = log.read_text(errors="replace")
+    return next((sentence for sign, sentence in MEETING.items() if sign in text), None)
+
+
 def describe_exit(code: int) -> str:
     """A worker's exit code in words."""
     if code >= 0:

@@ -10,7 +10,14 @@ from rlhfctl.errors import Interrupted
 from rlhfctl.failure import Failure, first_failure, report_lines
 from rlhfctl.launch.inline import run_inline
 from rlhfctl.launch.plan import Plan, make_plan
-from rlhfctl.launch.process import AgentResult, describe_exit, killed_rank, noting_signals, run_agent
+from rlhfctl.launch.process import (
+    AgentResult,
+    describe_exit,
+    failed_meeting,
+    killed_rank,
+    noting_signals,
+    run_agent,
+)
 from rlhfctl.launch.record import changes_since, read_launch, write_launch
 from rlhfctl.launch.torchrun import torchrun_argv
 from rlhfctl.preflight.devices import Machine, this_machine
@@ -134,8 +141,9 @@ def follow_leader(recipe: "AnyRecipe", plan: Plan, run: RunDir, resume: bool, qu
         return interrupted(run, status["exit_code"])
     if agent.returncode == 0:
         return Result("done", 0, status.get("step"), None)
-    reason = "a worker failed; the first failure is told on the leader's node"
-    return Result("failed", 1, None, reason, (f"{reason}; log: {logs / 'torchrun.log'}",))
+    log = logs / "torchrun.log"
+    reason = failed_meeting(log) or "a worker failed; the first failure is told on the leader's node"
+    return Result("failed", 1, None, reason, (f"{reason}; log: {log}",))
 
 
 def worker_program(run: RunDir, attempt: int, resume: bool) -> list[str]:
@@ -177,12 +185,14 @@ def torchrun_result(
             reason = "interrupted before a step boundary; the last checkpoint is kept"
             run.write_status("interrupted", reason=reason, exit_code=code, attempt=attempt)
         return interrupted(run, code)
-    failure = first_failure(run.attempt(attempt))
-    killed = killed_rank(run.attempt(attempt) / "torchrun.log")
-    if failure is None or killed is not None:
-        # A rank that was killed leaves no file of its own, only peers that complain of having lost it.
-        rank, code = killed or (0, agent.returncode)
-        failure = unknown_failure(run, attempt, rank, plan.world, describe_exit(code), 1)
+    log = run.attempt(attempt) / "torchrun.log"
+    failure, killed = first_failure(run.attempt(attempt)), killed_rank(log)
+    if killed is not None:
+        # It leaves no file of its own, only peers that complain of having lost it.
+        failure = unknown_failure(run, attempt, killed[0], plan.world, describe_exit(killed[1]), 1)
+    elif failure is None:
+        words = failed_meeting(log) or describe_exit(agent.returncode)
+        failure = unknown_failure(run, attempt, 0, plan.world, words, 1)
     run.write_status(
         "failed", reason=failure.sentence or failure.exception, exit_code=failure.exit_code, attempt=attempt
     )

@@ -1,5 +1,6 @@
 """The torchrun command line of a plan."""
 
+import math
 import sys
 
 from rlhfctl.launch.plan import Plan
@@ -21,5 +22,6 @@ def torchrun_argv(plan: Plan, name: str, node_rank: int | None) -> list[str]:
         argv += [f"--node-rank={node_rank}", f"--master-addr={host}", f"--master-port={port}"]
     else:
         argv += ["--rdzv-backend=c10d", f"--rdzv-endpoint={plan.node.endpoint}"]
-        argv += [f"--rdzv-conf=is_host={int(plan.node.leader)}", f"--local-addr={plan.node.address}"]
+        join = f"join_timeout={math.ceil(plan.timeout)}"
+        argv += [f"--rdzv-conf=is_host={int(plan.node.leader)},{join}", f"--local-addr={plan.node.address}"]
     return [*argv, "--redirects=3", "--monitor-interval=0.5"]

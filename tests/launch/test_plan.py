@@ -97,7 +97,7 @@ def test_several_nodes_meet_at_the_endpoint() -> None:
     plan = make_plan(launch(**keys), CPU_BOX, {}, NODE)
     argv = torchrun_argv(plan, "run", None)
     assert "--rdzv-endpoint=10.0.0.1:29400" in argv
-    assert "--rdzv-conf=is_host=0" in argv
+    assert "--rdzv-conf=is_host=0,join_timeout=1800" in argv
     assert "--local-addr=10.0.0.2" in argv
     assert (plan.world, plan.leader, plan.env["GLOO_SOCKET_IFNAME"]) == (4, False, "eth1")
     static = torchrun_argv(plan, "run", 1)

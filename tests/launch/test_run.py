@@ -261,3 +261,21 @@ def test_a_killed_rank(restarts: int, tmp_path: Path, chains: Path) -> None:
         assert (result["state"], result["exit_code"]) == ("failed", 1)
         assert result["report"][0] == "rank:      1 of 2"
         assert "SIGKILL" in result["report"][1]
+
+
+@pytest.mark.heavy
+def test_a_node_that_stays_alone(tmp_path: Path, chains: Path) -> None:
+    launch = ["launch.nnodes=2", "launch.rdzv_endpoint=127.0.0.1:29478", "launch.timeout=4"]
+    run = make_run(tmp_path / "run", chains, *launch)
+    result, _ = Started(run).end()
+    assert (result["state"], result["exit_code"]) == ("failed", 1)
+    assert "the other nodes did not come" in result["reason"]
+
+
+def test_ctrl_c_while_waiting_for_the_other_nodes(tmp_path: Path, chains: Path) -> None:
+    run = make_run(tmp_path / "run", chains, "launch.nnodes=2", "launch.rdzv_endpoint=127.0.0.1:29479")
+    started = Started(run)
+    started.wait_until((run.attempt(1) / "torchrun.log").exists)
+    started.process.send_signal(signal.SIGINT)
+    result, _ = started.end()
+    assert (result["state"], result["exit_code"]) == ("interrupted", 130)
