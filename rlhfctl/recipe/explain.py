@@ -43,7 +43,11 @@ def problems_of(errors: Iterable[Any], tree: Tree, task: str) -> list[Problem]:
     """errors: what ValidationError.errors() lists. The branches of a union that one value failed are one problem."""
     located = [(locate(error["loc"], tree.root, error["type"] == "missing"), error) for error in errors]
     grouped = groupby(located, key=lambda pair: pair[0])
-    return [explain(path, [error for _, error in group], tree, task) for path, group in grouped]
+    return [
+        problem
+        for path, group in grouped
+        for problem in explain(path, [error for _, error in group], tree, task)
+    ]
 
 
 def locate(loc: tuple[str | int, ...], root: Any, last_is_absent: bool) -> Path:
@@ -65,7 +69,14 @@ def locate(loc: tuple[str | int, ...], root: Any, last_is_absent: bool) -> Path:
     return tuple(path)
 
 
-def explain(path: Path, errors: list[Any], tree: Tree, task: str) -> Problem:
+def explain(path: Path, errors: list[Any], tree: Tree, task: str) -> list[Problem]:
+    """One problem; of a rule that found several things wrong, one for each line it says."""
+    if errors[0]["type"] == "value_error":
+        return [disagreement(path, said, tree) for said in str(errors[0]["ctx"]["error"]).splitlines()]
+    return [explain_value(path, errors, tree, task)]
+
+
+def explain_value(path: Path, errors: list[Any], tree: Tree, task: str) -> Problem:
     first, key = errors[0], dotted(path)
     kind, given = first["type"], first["input"]
     if kind == "extra_forbidden":
@@ -79,8 +90,6 @@ def explain(path: Path, errors: list[Any], tree: Tree, task: str) -> Problem:
         given, key = first["ctx"]["tag"], dotted(path)
         choices = re.findall(r"'([^']*)'", first["ctx"]["expected_tags"])
         return wrong_value(path, one_of(choices), given, choices, tree)
-    if kind == "value_error":
-        return disagreement(path, str(first["ctx"]["error"]), tree)
     choices = [choice for error in errors for choice in choices_of(error)]
     wishes = list(dict.fromkeys(wanted(error) for error in errors))
     return wrong_value(path, " or ".join(wishes), given, choices, tree)

@@ -1,8 +1,9 @@
 """Which keys hold paths, and what they are relative to.
 
-A path given in a recipe or on the command line is relative to the current directory, as the shell completes it; a
-reward function or a chat template is looked for beside the recipe that names it first. What exists becomes absolute,
-so that a run directory can be resumed from anywhere; the rest stays as it is: a hub id, or what preflight reports.
+A path given in a recipe or on the command line is relative to the current directory, as the shell completes it. Files
+that come with a recipe are also looked for beside the recipe that names them: a reward function or a chat template
+there first, data there last. What exists becomes absolute, so that a run directory can be resumed from anywhere; the
+rest stays as it is: a hub id, or what preflight reports.
 """
 
 import os
@@ -24,7 +25,8 @@ PATHS = (
     "data.train.*.path",
     "data.eval.*.path",
 )
-BESIDE_THE_RECIPE = ("policy.chat_template", "reward.sources.*.path")
+BESIDE_FIRST = ("policy.chat_template", "reward.sources.*.path")
+BESIDE_LAST = ("data.train.*.path", "data.eval.*.path")
 WORDS = {"value_model.init": ("policy", "reward_model")}
 
 
@@ -38,16 +40,15 @@ def resolve_paths(tree: Tree) -> None:
             value = container[path[-1]]
             if isinstance(value, str) and value and value not in WORDS.get(pattern, ()):
                 place = tree.place(path)
-                beside = pattern in BESIDE_THE_RECIPE and place is not None and place.file
-                container[path[-1]] = resolved(
-                    value, FilePath(place.file).parent if beside and place else None
-                )
+                beside = [FilePath(place.file).parent] if place is not None and place.file else []
+                first, last = beside * (pattern in BESIDE_FIRST), beside * (pattern in BESIDE_LAST)
+                container[path[-1]] = resolved(value, [*first, FilePath(), *last])
 
 
-def resolved(value: str, beside: FilePath | None) -> str:
+def resolved(value: str, bases: list[FilePath]) -> str:
     expanded = os.path.expanduser(value)
-    for base in (beside, FilePath()):
-        if base is not None and os.path.exists(base / expanded):
+    for base in bases:
+        if os.path.exists(base / expanded):
             return os.path.abspath(base / expanded)
     return expanded
 

@@ -92,7 +92,7 @@ class PpoRecipe(Recipe):
             )
         ignored = ignored_keys(self)
         if ignored:
-            raise ValueError("; ".join(ignored))
+            raise ValueError("\n".join(ignored))  # one problem a line
         return self
 
 

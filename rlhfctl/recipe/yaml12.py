@@ -83,7 +83,9 @@ def parse(text: str, file: str, override: str | None = None) -> Document:
         before = text[: error.position]
         line = before.count("\n")
         place = reader.at(line, error.position - (before.rfind("\n") + 1))
-        raise RecipeError([Problem(f"the character #x{error.character:02x} is not allowed in YAML", place)]) from None
+        raise RecipeError(
+            [Problem(f"the character #x{error.character:02x} is not allowed in YAML", place)]
+        ) from None
     except RecursionError:
         raise RecipeError([Problem("nested too deeply", reader.at(0, 0))]) from None
     return reader.document

@@ -4,7 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from rlhfctl.recipe.catalogue import shipped_names, shipped_path
+from rlhfctl.recipe.load import load_recipe
 
 Cli = Callable[..., Any]
 
@@ -27,6 +30,20 @@ def test_show_is_the_file_itself_and_runs_as_a_recipe(cli: Cli) -> None:
     piped = cli("ppo", "-", "--dry-run", stdin=shown.out)
     assert piped.out == cli("ppo", "quickstart/ppo", "--dry-run").out
     assert cli("recipes", "show", "quickstart/ppo", "--json").object["text"] == shown.out
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_recipe_dry_runs_where_its_model_and_data_are_absent(cli: Cli, name: str) -> None:
+    """Refused with findings that say what is missing, never by a crash of a check."""
+    task = load_recipe(name).recipe.task
+    ended = cli(task, name, "--dry-run", "--json", HF_HUB_OFFLINE="1", HF_HOME="/nonexistent")
+    told = ended.object
+    assert ended.code in (4, 5)
+    assert told["recipe"]["name"] == name.replace("/", "-")
+    assert "P003" not in {finding["id"] for finding in told["findings"]}
+    wrong = [finding for finding in told["findings"] if finding["severity"] == "error"]
+    assert {"W001", "W002"} & {finding["id"] for finding in wrong}
+    assert all(finding["fix"] for finding in wrong)
 
 
 def test_schema(cli: Cli) -> None:

@@ -149,6 +149,15 @@ def test_paths_become_absolute_where_they_exist(recipe_file: Write, tmp_path: Pa
     recipe = load_recipe("elsewhere/r.yaml").recipe
     assert recipe.policy.path == "org/hub-model"
     assert recipe.data.train[0].path == str(tmp_path / "data.jsonl")
+    beside = recipe_file("x", "elsewhere/other.jsonl")
+    assert (
+        load_recipe("elsewhere/r.yaml", ["data.train.0.path=other.jsonl"]).recipe.data.train[0].path
+        == "other.jsonl"
+    )
+    recipe_file("extends: r.yaml\ndata: {train: [{path: other.jsonl}]}\n", "elsewhere/s.yaml")
+    assert load_recipe("elsewhere/s.yaml").recipe.data.train[0].path == str(beside)
+    recipe_file("x", "other.jsonl")
+    assert load_recipe("elsewhere/s.yaml").recipe.data.train[0].path == str(tmp_path / "other.jsonl")
     assert recipe.reward.sources[0].path == str(tmp_path / "elsewhere/reward.py")
     given = load_recipe("elsewhere/r.yaml", ["reward.sources.0.path=reward.py"]).recipe
     assert given.reward.sources[0].path == str(tmp_path / "reward.py")

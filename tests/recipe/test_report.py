@@ -135,6 +135,14 @@ def test_a_rule_between_keys_stands_at_a_key_it_names(
     assert said in error.value.message
 
 
+def test_a_rule_that_found_two_things_is_two_problems(recipe_file: Callable[..., Path]) -> None:
+    recipe_file("extends: quickstart/ppo\nvalue_model: null\nalgorithm: {advantage: reinforce}\n")
+    with pytest.raises(RecipeError) as error:
+        load_recipe("r.yaml", ["algorithm.gae_lambda=0.5"])
+    keys = [problem.key for problem in error.value.problems]
+    assert keys == ["algorithm.value_coef", "algorithm.gae_lambda"]
+
+
 def test_the_part_of_a_long_line_around_the_caret() -> None:
     line = "x" * 150 + "HERE" + "y" * 150
     text, column = window(line, 151)
