@@ -55,6 +55,15 @@ class Child:
                 self._kill()
                 raise
 
+    def start(self) -> None:
+        """Starts the child now, so that what it cannot import is known before the first request. Raises as ask."""
+        with self._lock:
+            try:
+                self._running()
+            except BaseException:
+                self._kill()
+                raise
+
     def close(self) -> None:
         with self._lock:
             self._kill()

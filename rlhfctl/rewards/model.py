@@ -1,5 +1,6 @@
 """A reward model in the trainer's process, scored through its own chat template and tokenizer."""
 
+import hashlib
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class ModelReward:
         outcomes: list[Outcome | None] = [None] * len(samples)
         rows: list[list[int]] = []
         places: list[int] = []
+        texts: list[str] = []
         for place, sample in enumerate(samples):
             try:
                 bridged = self.bridge.encode(sample["messages"], sample["response"])
@@ -49,12 +51,22 @@ class ModelReward:
             except TooLong as error:
                 outcomes[place] = Outcome("error", error=str(error))
                 continue
+            except (TypeError, ValueError, KeyError, AttributeError) as error:  # messages of a shape it never met
+                outcomes[place] = Outcome(
+                    "error",
+                    error=f"the reward model's template cannot render the messages: {type(error).__name__}: {error}",
+                )
+                continue
             rows.append(bridged.ids)
             places.append(place)
-        for place, value in zip(places, self.model.score(rows, TOKENS_PER_FORWARD), strict=True):
+            texts.append(bridged.text)
+        scores = self.model.score(rows, TOKENS_PER_FORWARD)
+        for place, value, text in zip(places, scores, texts, strict=True):
             finite = abs(value) < float("inf")
             outcomes[place] = (
-                Outcome("ok", value) if finite else Outcome("error", error=f"the score is {value}")
+                Outcome("ok", value, text_sha256=hashlib.sha256(text.encode()).hexdigest())
+                if finite
+                else Outcome("error", error=f"the score is {value}")
             )
         return [outcome for outcome in outcomes if outcome is not None]
 

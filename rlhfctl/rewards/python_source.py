@@ -24,6 +24,13 @@ class PythonReward:
         self._timeout = source.timeout
         self._child = Child("rlhfctl.rewards.python_child", [source.path, source.function])
 
+    def start(self) -> None:
+        """Starts the process before it is needed. Raises Refused where the function cannot be loaded."""
+        try:
+            self._child.start()
+        except (ChildTimeout, ChildDied) as error:
+            raise Refused(f"{self.name}: {error}") from None
+
     def score(self, samples: list[dict[str, Any]]) -> list[Outcome]:
         if not samples:
             return []
