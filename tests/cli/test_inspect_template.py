@@ -228,7 +228,8 @@ BASE_ONLY = """
 import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "transformers", "numpy", "datasets", "pyarrow", "peft", "rapidfuzz", "scipy"}:
+        heavy = {"torch", "transformers", "numpy", "datasets", "pyarrow", "peft", "rapidfuzz", "scipy"}
+        if name.split(".")[0] in heavy:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
 from rlhfctl.cli.main import run
