@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhfctl.errors import RlhfctlError
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, locate, looks_like_hub_id
 from rlhfctl.preflight.weights import Entry, read_floats
@@ -40,7 +41,7 @@ def named_models(inputs: Inputs) -> list[tuple[str, str, bool]]:
 
 
 def check_place(key: str, path: str) -> list[Finding]:
-    """W001 absent directory, W002 hub id that this machine cannot get, W003 hub id to be downloaded."""
+    """W001 absent directory, W002 hub id that this machine cannot get. Of a hub id the small files are fetched."""
     if locate(path) is not None:
         return []
     if Path(path).exists():
@@ -56,25 +57,28 @@ def check_place(key: str, path: str) -> list[Finding]:
                 f"set {key} to a model directory",
             )
         ]
-    if offline():
-        return [
-            error(
-                "W002",
-                f"{key}: {path} is neither here nor in the local hub cache",
-                "HF_HUB_OFFLINE is set, so it cannot be downloaded",
-                f"set {key} to a local directory, or unset HF_HUB_OFFLINE",
-                exit_code=4,
-            )
-        ]
-    return [
-        Finding(
-            "W003",
-            "info",
-            f"{key}: {path} will be downloaded from the hub",
-            "its weights are not in the local cache, so they were not checked",
-            side="policy",
-        )
-    ]
+    from rlhfctl.templates.files import resolve_directory
+
+    reason = "HF_HUB_OFFLINE is set"
+    if not offline():
+        try:
+            resolve_directory(
+                path, local=False
+            )  # configuration, tokenizer and template: what the checks read
+            return []
+        except RlhfctlError as unreachable:
+            reason = unreachable.message
+    return [not_here(key, path, reason)]
+
+
+def not_here(key: str, path: str, reason: str) -> Finding:
+    return error(
+        "W002",
+        f"{key}: {path} is not in the local hub cache and cannot be downloaded",
+        reason,
+        f"set {key} to a local directory, or download it on a machine with a network",
+        exit_code=4,
+    )
 
 
 def offline() -> bool:
@@ -103,6 +107,18 @@ def check_files(inputs: Inputs, key: str, path: str, weights: bool) -> list[Find
                 f"{key}: the weights of {path} are damaged",
                 "; ".join(checkpoint.problems[:3]),
                 "copy or download the checkpoint again",
+            )
+        ]
+    if checkpoint.empty and looks_like_hub_id(path):
+        if offline():
+            return [not_here(key, path, "its weights are not cached, and HF_HUB_OFFLINE is set")]
+        return [
+            Finding(
+                "W003",
+                "info",
+                f"{key}: the weights of {path} will be downloaded from the hub",
+                "they are not in the local cache, so they were not checked",
+                side="policy",
             )
         ]
     if checkpoint.empty:

@@ -1,6 +1,7 @@
 """Every preflight check on real files: what passes is silent, what is wrong is one finding with its exit code."""
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -109,9 +110,44 @@ def test_an_absent_policy_is_one_finding(chains: Path) -> None:
     assert {f.title for f in report.findings if f.id == "P001"}, "what could not be checked is said"
 
 
-def test_a_hub_id_that_offline_cannot_get(chains: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    one(preflight(ppo(chains, policy={"path": "nobody/nothing"})), "W002", 4)
+@pytest.mark.parametrize("offline", ["1", "0"])
+def test_a_hub_id_that_this_machine_cannot_get(offline: str, chains: Path, tmp_path: Path) -> None:
+    """Offline by request, and by a hub that nobody answers for."""
+    out = dry_run_with_hub_policy("nobody/nothing", chains, tmp_path, offline)
+    assert [finding["id"] for finding in out["findings"] if finding["severity"] == "error"] == ["W002"]
+    assert out["exit_code"] == 4
+
+
+@pytest.mark.parametrize(("offline", "id", "exit_code"), [("1", "W002", 4), ("0", "W003", 0)])
+def test_a_hub_id_whose_small_files_are_cached(
+    offline: str, id: str, exit_code: int, chains: Path, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "abc"
+    snapshot.parent.mkdir(parents=True)
+    shutil.copytree(chains / "model", snapshot)
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "main").write_text("abc")
+    out = dry_run_with_hub_policy("some/model", chains, tmp_path, offline)
+    found = {finding["id"]: finding for finding in out["findings"]}
+    assert id in found
+    assert out["exit_code"] == exit_code, out["findings"]
+    assert "D004" in found, "the rest is checked with the cached tokenizer"
+    assert "X009" in found
+
+
+def dry_run_with_hub_policy(name: str, chains: Path, cache: Path, offline: str) -> dict[str, Any]:
+    """The hub client reads its settings at import: a process of its own, with a hub that refuses connections."""
+    env = {"HF_HUB_OFFLINE": offline, "HF_HUB_CACHE": str(cache), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    recipe = sft(chains, policy={"path": name})
+    (cache / "recipe.json").write_text(json.dumps(recipe))
+    out = subprocess.run(
+        [sys.executable, "-m", "rlhfctl", "sft", str(cache / "recipe.json"), "--dry-run", "--json"],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+    )
+    result: dict[str, Any] = json.loads(out.stdout)
+    return result
 
 
 def test_a_damaged_checkpoint(shared: Path, tmp_path: Path, chains: Path) -> None:
