@@ -245,7 +245,7 @@ def bridge_mode(pair: Pair, ids: set[str], merge_roles: bool = False) -> dict[st
     if merge_roles:
         steps.append("merge-roles")
         lossy.append("consecutive turns of one role become one turn")
-    if t007(pair.rm) is not None:
+    if pair.rm.wrap:
         steps.append("list-content")
     if "P010" in ids:
         lossy.append("the reward model's template deletes reasoning")
