@@ -29,14 +29,14 @@ QA_COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def adapt(row: Row, format: str, system: str | None = None) -> Sample:
     """A sample of the row. `system` is put before rows that have no system message."""
     rest = dict(row)
-    identity = _take_id(rest, row)
+    identity = take_id(rest, row)
     messages, response, label = ADAPTERS[format](rest)
     if system is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     return Sample(identity, messages, response, label, rest)
 
 
-def _take_id(rest: Row, row: Row) -> str:
+def take_id(rest: Row, row: Row) -> str:
     try:
         hashed = content_id(_without_none(row))
     except UnicodeEncodeError:
@@ -58,13 +58,13 @@ def _without_none(value: Any) -> Any:
 
 
 def _messages(rest: Row) -> tuple[list[Message], str | None, Any]:
-    column = _first(rest, MESSAGES_COLUMNS, "messages")
+    column = first_of(rest, MESSAGES_COLUMNS, "messages")
     return messages_from(rest.pop(column), column), None, rest.pop("label", None)
 
 
 def _sharegpt(rest: Row) -> tuple[list[Message], str | None, Any]:
-    column = _first(rest, ("conversations", "conversation"), "sharegpt")
-    messages = _with_system(sharegpt_turns(rest.pop(column), column), rest)
+    column = first_of(rest, ("conversations", "conversation"), "sharegpt")
+    messages = with_system(sharegpt_turns(rest.pop(column), column), rest)
     return messages, None, rest.pop("label", None)
 
 
@@ -82,20 +82,20 @@ def _alpaca(rest: Row) -> tuple[list[Message], str | None, Any]:
         messages += messages_from(turns, f"history[{index}]")
     messages.append({"role": "user", "content": f"{instruction}\n\n{context}" if context else instruction})
     response = response_text(rest.pop("output", None), "output")
-    return _with_system(messages, rest), response, rest.pop("label", None)
+    return with_system(messages, rest), response, rest.pop("label", None)
 
 
 def _prompt_response(rest: Row) -> tuple[list[Message], str | None, Any]:
     if "prompt" not in rest:
         raise BadRow("has no prompt")
-    messages = _with_system(text_or_messages(rest.pop("prompt"), "prompt"), rest)
+    messages = with_system(text_or_messages(rest.pop("prompt"), "prompt"), rest)
     column = next((column for column in RESPONSE_COLUMNS if column in rest), None)
     response = None if column is None else response_text(rest.pop(column), column)
     return messages, response, rest.pop("label", None)
 
 
 def _hh_transcript(rest: Row) -> tuple[list[Message], str | None, Any]:
-    column = _first(rest, HH_COLUMNS, "hh_transcript")
+    column = first_of(rest, HH_COLUMNS, "hh_transcript")
     return hh_turns(rest.pop(column), column), None, rest.pop("label", None)
 
 
@@ -121,14 +121,14 @@ def _qa(rest: Row) -> tuple[list[Message], str | None, Any]:
     return [{"role": "user", "content": question}], response, label
 
 
-def _first(rest: Row, columns: tuple[str, ...], format: str) -> str:
+def first_of(rest: Row, columns: tuple[str, ...], format: str) -> str:
     for column in columns:
         if rest.get(column) is not None:
             return column
     raise BadRow(f"has none of the columns that {format} rows have ({', '.join(columns)})")
 
 
-def _with_system(messages: list[Message], rest: Row) -> list[Message]:
+def with_system(messages: list[Message], rest: Row) -> list[Message]:
     system = rest.get("system")
     if not isinstance(system, str) or messages[0]["role"] == "system":
         return messages

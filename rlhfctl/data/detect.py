@@ -9,9 +9,21 @@ from collections.abc import Callable
 from typing import Any
 
 from rlhfctl.data.adapters import HH_COLUMNS, MESSAGES_COLUMNS, QA_COLUMNS, RESPONSE_COLUMNS
+from rlhfctl.data.judged import PROMPT_COLUMNS, SIDES, VERDICT_COLUMNS
 from rlhfctl.errors import Refused
 
 Row = dict[str, Any]
+
+
+def detect_judged(row: Row, path: str) -> str:
+    """The format of a file whose rows carry a judgement, by its first row. Raises Refused with what to set."""
+    for format, matches in JUDGED_DETECTORS.items():
+        if matches(row):
+            return format
+    raise Refused(
+        f"{path}: no format with a judgement fits the columns {', '.join(row) or '(none)'}; set data.*.format to one "
+        f"of {', '.join(JUDGED_DETECTORS)}, and rename columns with data.*.columns: {{theirs: ours}}"
+    )
 
 
 def detect_format(row: Row, path: str) -> str:
@@ -29,7 +41,7 @@ def detect_format(row: Row, path: str) -> str:
 
 def _judged_rows(row: Row) -> str | None:
     if "completions" in row and "labels" in row:
-        return "these are step-labelled rows (prompt, completions, labels), which sft and ppo do not train on"
+        return "these are step-labelled rows (prompt, completions, labels), which sft and ppo do not train on (rm does)"
     if "chosen" in row and "rejected" in row and not _is_transcript(row["chosen"]):
         return (
             "these are preference pairs (chosen, rejected); to train on the chosen answers set "
@@ -86,4 +98,29 @@ DETECTORS: dict[str, Callable[[Row], bool]] = {
     "alpaca": lambda row: "instruction" in row and "output" in row,
     "prompt_response": _is_prompt_response,
     "qa": _is_qa,
+}
+
+
+def _is_preference(row: Row) -> bool:
+    if all(column in row for column in SIDES):
+        return True
+    if all(column in row for column in VERDICT_COLUMNS):
+        return True
+    return "chosen" in row and "rejected" in row
+
+
+def _is_trajectory(row: Row) -> bool:
+    answered = any(column in row for column in (*RESPONSE_COLUMNS, "steps"))
+    if "reward" in row:
+        return any(column in row for column in PROMPT_COLUMNS) and (answered or _turn_key(row, "role"))
+    return isinstance(row.get("label"), bool) and (
+        _turn_key(row, "role") or _turn_key(row, "from") or ("prompt" in row and answered)
+    )
+
+
+JUDGED_DETECTORS: dict[str, Callable[[Row], bool]] = {
+    "hh_transcript": lambda row: _is_transcript(row.get("chosen")) and _is_transcript(row.get("rejected")),
+    "preference": _is_preference,
+    "stepwise": lambda row: "completions" in row and "labels" in row,
+    "trajectory": _is_trajectory,
 }

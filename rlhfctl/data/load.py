@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from rlhfctl.data.adapters import adapt
+from rlhfctl.data.adapters import ADAPTERS, adapt
 from rlhfctl.data.bad_row import BadRow
-from rlhfctl.data.detect import detect_format
+from rlhfctl.data.detect import detect_format, detect_judged
+from rlhfctl.data.judged import JUDGED, adapt_judged
 from rlhfctl.data.readers import NumberedRow, read_rows
 from rlhfctl.data.samples import Sample
 from rlhfctl.errors import Refused
@@ -44,9 +45,10 @@ class Loaded:
     reports: list[SourceReport]
 
 
-def load_samples(sources: list[DataSource], max_bad_rows: int = 0) -> Loaded:
+def load_samples(sources: list[DataSource], max_bad_rows: int = 0, judged: bool = False) -> Loaded:
     """All rows of all sources, in file order, ids unique (a repeated id gets `#2`, `#3`, ...).
 
+    judged: rows are read with their judgement (preference, steps, reward), as rm trains on them.
     Raises Refused where a file is missing, empty or of no known format, where more than `max_bad_rows` rows
     of all sources together cannot be used, or where none can.
     """
@@ -54,7 +56,7 @@ def load_samples(sources: list[DataSource], max_bad_rows: int = 0) -> Loaded:
     reports: list[SourceReport] = []
     seen: dict[str, int] = {}
     for source in sources:
-        report = _load_source(source, samples, seen)
+        report = _load_source(source, samples, seen, judged)
         reports.append(report)
         if sum(len(report.bad_rows) for report in reports) > max_bad_rows:
             raise Refused(_too_many_bad_rows(reports, max_bad_rows))
@@ -64,7 +66,9 @@ def load_samples(sources: list[DataSource], max_bad_rows: int = 0) -> Loaded:
     return Loaded(samples, reports)
 
 
-def _load_source(source: DataSource, samples: list[Sample], seen: dict[str, int]) -> SourceReport:
+def _load_source(
+    source: DataSource, samples: list[Sample], seen: dict[str, int], judged: bool
+) -> SourceReport:
     numbered = list(islice(read_rows(source.path, source.split, source.subset), source.limit))
     if not numbered:
         raise Refused(f"{source.path} is empty: it holds no rows")
@@ -73,13 +77,19 @@ def _load_source(source: DataSource, samples: list[Sample], seen: dict[str, int]
     format: str = source.format
     if format == "auto":
         first = next((row for _, row in rows if isinstance(row, dict)), None)
-        format = "unknown" if first is None else detect_format(first, source.path)
+        detect = detect_judged if judged else detect_format
+        format = "unknown" if first is None else detect(first, source.path)
+    elif format not in (JUDGED if judged else ADAPTERS):
+        raise Refused(_wrong_kind(source, judged))
     report = SourceReport(source.path, format, len(rows), len(samples), len(samples), source.weight)
     for number, row in rows:
         try:
             if isinstance(row, BadRow):
                 raise row
-            sample = adapt(row, format, source.system)
+            if judged:
+                sample = adapt_judged(row, format, source.system, source.step_separator)
+            else:
+                sample = adapt(row, format, source.system)
         except BadRow as reason:
             report.bad_rows.append((number, str(reason)))
             continue
@@ -88,6 +98,18 @@ def _load_source(source: DataSource, samples: list[Sample], seen: dict[str, int]
         samples.append(sample)
     report.stop = len(samples)
     return report
+
+
+def _wrong_kind(source: DataSource, judged: bool) -> str:
+    if judged:
+        return (
+            f"{source.path}: rows of format {source.format} carry no judgement, which rm learns from; its formats are "
+            f"{', '.join(JUDGED)}"
+        )
+    return (
+        f"{source.path}: rows of format {source.format} are answers with a judgement, good and bad ones alike, for rm; "
+        "to train on one side of them set format: prompt_response and columns: {chosen: response}"
+    )
 
 
 def _renamed(row: dict[str, Any] | BadRow, columns: dict[str, str]) -> dict[str, Any] | BadRow:

@@ -22,6 +22,7 @@ class Sample:
     label: Any = None
     metadata: dict[str, Any] = field(default_factory=dict)
     origin: str = ""  # "file:row" for error messages
+    judgement: "Judgement | None" = None
 
     def conversation(self) -> list[Message]:
         """All messages, the response included as the last assistant turn."""
@@ -35,6 +36,23 @@ class Sample:
         while messages and messages[-1].get("role") == "assistant":
             messages = messages[:-1]
         return messages
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What a row says about its conversation (data/judged.py); a part that it does not say is None.
+
+    rejected: the whole conversation that lost against this one, by `margin`. reward: what the response is worth.
+    steps: the response in parts, `separator` between them; step_labels: 1 right, 0 wrong, between: a probability, None:
+    not labelled; one for each step.
+    """
+
+    rejected: list[Message] | None = None
+    margin: float | None = None
+    reward: float | None = None
+    steps: list[str] | None = None
+    step_labels: list[float | None] | None = None
+    separator: str = "\n"
 
 
 def content_id(content: Any) -> str:

@@ -20,8 +20,6 @@ KEYS = (
 )
 
 VALUES = {
-    "data.eval.*.format": ("preference", "stepwise", "trajectory"),
-    "data.train.*.format": ("preference", "stepwise", "trajectory"),
     "launch.launcher": ("deepspeed",),
     "reward.granularity": ("step", "token"),
     "reward.sources.*.kind": ("remote",),

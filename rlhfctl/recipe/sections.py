@@ -185,9 +185,18 @@ class Algorithm(Section):
 
 class DataSource(Section):
     path: str = Field(description="file (.json .jsonl .jsonl.gz .parquet) or hub id")
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_response", "hh_transcript", "qa"] = (
-        Field("auto", description="row format; auto: detected from the columns")
-    )
+    format: Literal[
+        "auto",
+        "messages",
+        "sharegpt",
+        "alpaca",
+        "prompt_response",
+        "hh_transcript",
+        "qa",
+        "preference",
+        "stepwise",
+        "trajectory",
+    ] = Field("auto", description="row format; auto: detected from the columns")
     split: str = Field("train", description="split of a hub data set")
     subset: str | None = Field(None, description="configuration of a hub data set, e.g. main of openai/gsm8k")
     limit: Positive | None = Field(None, description="use only the first N rows")
@@ -198,6 +207,9 @@ class DataSource(Section):
         default_factory=dict, description="rename columns before the format is applied, theirs: ours"
     )
     system: str | None = Field(None, description="system message put before rows that have none")
+    step_separator: str = Field(
+        "\n", description="what joins the steps of rows that hold an answer in parts (rm)"
+    )
 
 
 class Data(Section):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from rlhfctl.data.adapters import ADAPTERS, adapt
 from rlhfctl.data.bad_row import BadRow
-from rlhfctl.data.detect import detect_format
+from rlhfctl.data.detect import detect_format, detect_judged
+from rlhfctl.data.judged import JUDGED, adapt_judged
 from rlhfctl.errors import Refused
 
 COLUMNS = [
@@ -36,6 +37,7 @@ COLUMNS = [
         "solution",
     ),
     *("body", "options", "id", "label", "tools", "reward", "labels", "completions"),
+    *("steps", "margin", "chosen_messages", "rejected_messages", "response_A", "response_B"),
 ]
 KEYS = ["role", "from", "content", "value", "type", "text", "tool_calls", "name", "arguments", "function"]
 WORDS = [
@@ -79,8 +81,28 @@ def test_adapters(format: str, row: dict) -> None:
         (message["content"] or "").encode()
 
 
+@pytest.mark.parametrize("format", JUDGED)
+@settings(max_examples=100)
+@given(row=ROWS)
+def test_judged_adapters(format: str, row: dict) -> None:
+    try:
+        sample = adapt_judged(row, format, system="s")
+    except BadRow:
+        return
+    judgement = sample.judgement
+    assert judgement is not None
+    assert (judgement.rejected, judgement.reward, judgement.step_labels) != (None, None, None)
+    for conversation in (sample.conversation(), judgement.rejected or sample.conversation()):
+        assert conversation[-1]["role"] == "assistant"
+        assert conversation[-1]["content"].strip()
+    if judgement.steps is not None:
+        assert sample.response == judgement.separator.join(judgement.steps)
+
+
 @settings(max_examples=200)
 @given(row=ROWS)
 def test_detection(row: dict) -> None:
     with contextlib.suppress(Refused):
         assert detect_format(row, "f") in ADAPTERS
+    with contextlib.suppress(Refused):
+        assert detect_judged(row, "f") in JUDGED

@@ -223,7 +223,7 @@ def test_overrides_reach_every_kind_of_key(recipe_file: Write) -> None:
         ("policy.quantization=none", "policy.quantization is not built yet"),
         ("tracking={wandb: x}", "tracking is not built yet"),
         ("algorithm.kl_coef=1", "algorithm is for ppo, and this is a recipe of sft"),
-        ("data.train.0.format=preference", "data.train.0.format preference is not built yet"),
+        ("launch.launcher=deepspeed", "launch.launcher deepspeed is not built yet"),
         ("train.epochs=2", "give either train.steps or train.epochs (the other one null)"),
     ],
 )
