@@ -155,8 +155,6 @@ def main() -> None:
         from rlhfctl.cli.complete import complete
 
         sys.exit(complete(get_command(app), os.environ[COMPLETE], sys.argv[1:]))
-    sys.exit(run(sys.argv[1:]))
-
-
-if __name__ == "__main__":
-    main()
+    code = run(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said: a late Ctrl-C must not end it otherwise
+    sys.exit(code)

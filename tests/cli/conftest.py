@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-COMMAND = [sys.executable, "-m", "rlhfctl.cli.main"]
+COMMAND = [sys.executable, "-m", "rlhfctl"]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pytest
 from rlhfctl.recipe.load import load_recipe, read_resolved
 
 Cli = Callable[..., Any]
-COMMAND = [sys.executable, "-m", "rlhfctl.cli.main"]
+COMMAND = [sys.executable, "-m", "rlhfctl"]
 
 
 @pytest.fixture(scope="module")

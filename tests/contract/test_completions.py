@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("shell")
     (path / "bin").mkdir()
     command = path / "bin/rlhfctl"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m rlhfctl.cli.main "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m rlhfctl "$@"\n')
     command.chmod(0o755)
     (path / "work/mine").mkdir(parents=True)
     (path / "work/mine/first.yaml").write_text("task: sft\n")

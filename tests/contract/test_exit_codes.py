@@ -9,7 +9,7 @@ import pytest
 
 from rlhfctl.cli.exit_codes import STATUS
 
-COMMAND = [sys.executable, "-m", "rlhfctl.cli.main"]
+COMMAND = [sys.executable, "-m", "rlhfctl"]
 NOT_BUILT = ["rm", "reft", "oreo", "eval", "report", "doctor", "serve-rm"]
 
 
@@ -92,6 +92,26 @@ def test_a_bug_is_exit_1_one_sentence_and_a_traceback_on_request(tmp_path: Path)
         assert shown.returncode == 1
         assert "Traceback" in shown.stderr
         assert shown.stderr.endswith(plain.stderr)
+
+
+EARLY = """
+import builtins, sys
+real = builtins.__import__
+def stopped(name, *rest):
+    if name == "typer":
+        raise KeyboardInterrupt
+    return real(name, *rest)
+builtins.__import__ = stopped
+from rlhfctl.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_line_is_imported(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", EARLY, "recipes", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert json.loads(done.stdout)["status"] == "interrupted"
 
 
 def test_every_code_of_the_contract_has_its_status() -> None:
