@@ -36,7 +36,7 @@ reward: {{sources: [{reward}]}}
 rollout: {{n: {n}, max_new_tokens: 64}}
 algorithm: {{{algorithm}}}
 optim: {{lr: 1.0e-4, schedule: constant, warmup_ratio: 0}}
-train: {{steps: 5, batch_size: 32, tokens_per_microbatch: 4096}}
+train: {{steps: 5, batch_size: 32, tokens_per_microbatch: 1024}}
 launch: {{threads: {threads}}}
 """
 
