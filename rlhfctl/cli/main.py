@@ -13,11 +13,11 @@ from typer.main import get_command
 
 from rlhfctl.cli import not_built
 from rlhfctl.cli.console import Console
-from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, USAGE
+from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, TERMINATED, USAGE
 from rlhfctl.cli.inspect_template import inspect_template
 from rlhfctl.cli.recipes import recipes
 from rlhfctl.cli.train import ppo, sft
-from rlhfctl.errors import Interrupted, RlhfctlError
+from rlhfctl.errors import RlhfctlError
 
 SECTIONS = {
     "Train": ("sft", "rm", "ppo", "reft", "oreo"),
@@ -110,13 +110,21 @@ def run(argv: list[str]) -> int:
     )
     if console.verbose:
         os.environ["RLHFCTL_DEBUG"] = "1"
-    signal.signal(signal.SIGTERM, terminated)
+    received: list[int] = []
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        """As a Ctrl-C: whatever catches errors on the way, a check for one, lets it through."""
+        received.append(signum)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = get_command(app).main(
             args=argv or ["--help"], prog_name="rlhfctl", standalone_mode=False, obj=console
         )
         if code == INTERRUPTED and not console.finished:  # typer makes this of a KeyboardInterrupt
-            return console.finish(INTERRUPTED, message="interrupted before anything was started")
+            code = TERMINATED if received else INTERRUPTED
+            return console.finish(code, message="interrupted before anything was started")
         return code or DONE
     except RlhfctlError as error:
         show_traceback(console)
@@ -144,10 +152,6 @@ def show_traceback(console: Console) -> None:
         import traceback
 
         console.error(traceback.format_exc().rstrip())
-
-
-def terminated(signum: int, frame: FrameType | None) -> None:
-    raise Interrupted(signum, "terminated before anything was started")
 
 
 def main() -> None:

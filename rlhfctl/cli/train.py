@@ -1,6 +1,7 @@
 """sft, rm, ppo, reft, oreo: five signatures, one body. What was checked is what runs: the resolved recipe."""
 
 import shlex
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,8 @@ def start_and_tell(
         run.acquire_lock()  # before the first write: two commands may have chosen the same directory
         write_text(run.recipe, dump(loaded.recipe))
     result = start(loaded.recipe, run, resume, console.verbose, console.quiet)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # it has ended: how is told now, undisturbed
+        signal.signal(signum, signal.SIG_IGN)
     for line in result.report:
         console.error(line)
     if result.exit_code == DONE:

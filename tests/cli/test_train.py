@@ -247,6 +247,32 @@ def test_a_signal_before_anything_is_started(tmp_path: Path, signum: int, code: 
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_a_check_waits_is_no_finding(
+    tiny: list[str], tmp_path: Path, signum: int, code: int
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\ndef score(samples):\n    pathlib.Path('called').touch()\n    time.sleep(60)\n"
+    )
+    changes = {"data.eval": tiny[2].partition("=")[2], "reward": "{sources: [{kind: python, path: slow.py}]}"}
+    words = [f"{key}={changes.get(key, value)}" for key, _, value in (word.partition("=") for word in tiny)]
+    process = subprocess.Popen(
+        [*COMMAND, "sft", "quickstart/sft", "--run-dir", "r", "--json", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (tmp_path / "called").exists():
+        time.sleep(0.02)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, json.loads(out)["status"]) == (code, "interrupted")
+    assert "Traceback" not in err
+    assert not (tmp_path / "r").exists()
+
+
 def wait_until_it_reads(pid: int) -> None:
     """Until the process waits for its standard input, pydantic and all imported."""
     deadline = time.monotonic() + 30
