@@ -1,5 +1,6 @@
 """What a user's mistake gets: the exit code, a sentence, no traceback, nothing started and nothing lost."""
 
+import contextlib
 import json
 import os
 import re
@@ -241,12 +242,8 @@ def test_a_disk_that_fills_up(chains: Path, tmp_path: Path) -> None:
 
 def fill(path: Path) -> None:
     """Take all but a few blocks, so that small files can still be written."""
-    with open(path, "wb") as file:
-        try:
-            while True:
-                file.write(b"x" * 65536)
-                file.flush()
-        except OSError:
+    with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 65536):
             pass
     with open(path, "r+b") as file:
         file.truncate(max(0, path.stat().st_size - 500_000))
