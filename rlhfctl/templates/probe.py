@@ -17,7 +17,7 @@ from rlhfctl.templates.adapt import wrap_content
 from rlhfctl.templates.bounded import Sandbox
 from rlhfctl.templates.render import Message
 from rlhfctl.templates.sides import Side
-from rlhfctl.templates.turns import common_suffix
+from rlhfctl.templates.turns import header_start
 
 U1, A1, U2, A2, S1 = "UQONE alpha", "AQONE bravo", "UQTWO charlie", "AQTWO delta", "SQONE echo"
 R1 = "RQONE xray"
@@ -170,12 +170,12 @@ class Probe:
         if self.chat is None:
             return ""
         between = self.between_turns
-        shared = between[len(between) - common_suffix(self.before_user, between) :]
+        shared = between[header_start(self.before_user, between) :]
         if shared == between:  # a system prompt ends as a turn does: split after the first marker
             known = [token for token in (self.side.eot, self.side.tokens.get("eos_token")) if token]
             stripped = between.lstrip()
             ending = next((token for token in known if stripped.startswith(token)), None)
-            if ending is None and not known:
+            if ending is None:
                 found = MARKER.match(between)
                 ending = found.group(1) if found and found.end() < len(between.rstrip()) else None
             if ending is not None:

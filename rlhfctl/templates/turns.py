@@ -5,6 +5,7 @@ templates that rewrite earlier turns. So each turn is found from both sides: it 
 would be given ends, and its content ends where the text after a substituted content begins.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ Render = Callable[[Sequence[Message], bool], str]  # (messages, add_generation_p
 
 USER, ANSWER, NEXT, AGAIN = "UQONE alpha", "AQONE bravo", "UQTWO charlie", "AQTWO delta"
 MARK = "QXTURNMARKXQ"
+MARKER_LIKE = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Za-z_|]{2,40}\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,21 @@ def common_suffix(left: str, right: str) -> int:
     return low
 
 
+def inside_marker(text: str, place: int) -> Span | None:
+    """The marker of `text` that a place lies inside of (not at either end of)."""
+    for found in MARKER_LIKE.finditer(text):
+        if found.start() < place < found.end():
+            return found.span()
+    return None
+
+
+def header_start(before: str, between: str) -> int:
+    """Where, in the text from an answer to the next question, the user header begins that `before` ends in as well."""
+    place = len(between) - common_suffix(before, between)
+    marker = inside_marker(between, place)
+    return marker[1] if marker else place
+
+
 def turn_ends(render: Render, markers: Sequence[str], eos: str | None = None) -> TurnEnds:
     """How this template ends an assistant turn, from a probe conversation.
 
@@ -81,8 +98,7 @@ def turn_ends(render: Render, markers: Sequence[str], eos: str | None = None) ->
     tokens = tuple(dict.fromkeys(token for token in (final_token, middle_token, *last) if token))
     stops = tuple(token for token in tokens if token in (final_token, eos) or not _inside_turn(render, token))
     before_user = text[: text.index(USER)]
-    header = common_suffix(before_user, between)
-    return TurnEnds(tokens, stops, between[: len(between) - header].strip())
+    return TurnEnds(tokens, stops, between[: header_start(before_user, between)].strip())
 
 
 def _inside_turn(render: Render, token: str) -> bool:
@@ -151,6 +167,8 @@ def _prompt_end(render: Render, messages: Sequence[Message], text: str, index: i
     shared = common_prefix(prompt, text)
     if shared == len(prompt):
         return shared
+    marker = inside_marker(prompt, shared)  # two markers that begin alike
+    shared = marker[0] if marker else shared
     cue = common_prefix(prompt, render(messages[:index], False))
     return shared if prompt[cue:shared].strip() else None
 
@@ -190,7 +208,7 @@ def _start_by_cue(
         cue = ""
     for size in range(len(cue), max(2, len(cue) // 3), -1):
         found = text.rfind(cue[:size].rstrip(), floor, limit)
-        if found >= 0:
+        if found >= 0 and inside_marker(cue, size) is None:
             return found + len(cue[:size].rstrip())
     return limit
 
