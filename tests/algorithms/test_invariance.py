@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from rlhfctl.algorithms import gae, importance, kl, masking, ppo, sft, value
+from rlhfctl.algorithms import gae, importance, kl, masking, ppo, reward_model, sft, value
 from rlhfctl.algorithms.advantages import discounted_returns
 from rlhfctl.algorithms.rewards_to_tokens import token_rewards
 
@@ -74,7 +74,27 @@ def supervised(
     return sft.cross_entropy(take(b.logprobs(rows)), weights)
 
 
-LOSSES = {"policy": policy, "value": critic, "kl": penalty, "sft": supervised}
+def pairs(
+    b: Batch, rows: list[int], weights: Tensor, take: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, dict]:
+    chosen, margins = take(b.logprobs(rows)), take(b.advantages[rows]).abs()
+    return reward_model.pairwise_loss(chosen, take(b.old[rows]), margins, weights, 0.1)
+
+
+def right_or_wrong(
+    b: Batch, rows: list[int], weights: Tensor, take: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, dict]:
+    return reward_model.binary_loss(take(b.logprobs(rows)), take(b.returns[rows]).sigmoid(), weights)
+
+
+LOSSES = {
+    "policy": policy,
+    "value": critic,
+    "kl": penalty,
+    "sft": supervised,
+    "pairwise": pairs,
+    "binary": right_or_wrong,
+}
 
 
 def total(
