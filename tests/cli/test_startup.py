@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from collections.abc import Callable
 from typing import Any
 
@@ -59,9 +60,9 @@ def test_a_recipe_error(cli: Cli) -> None:
     assert least(cli, "ppo", "quickstart/ppo", "optim.lrr=1") <= 0.300
 
 
-def modules_after(code: str) -> set[str]:
+def modules_after(code: str, cwd: Path | None = None) -> set[str]:
     script = f"{code}\nimport sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=cwd)
     return {name.split(".")[0] for name in done.stdout.split()}
 
 
@@ -69,7 +70,8 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert modules_after("import rlhfctl.cli.main") & HEAVY == set()
 
 
-def test_a_dry_run_imports_no_torch() -> None:
+def test_a_dry_run_imports_no_torch(tmp_path: Path) -> None:
+    """In an empty directory: in a checkout the quickstart may have left its models and data."""
     code = """
 import sys
 from rlhfctl.cli.main import run
@@ -77,4 +79,4 @@ assert run(["ppo", "quickstart/ppo", "--dry-run", "-q"]) == 5
 sys.stdout = sys.stderr
 sys.stdout = sys.__stdout__
 """
-    assert modules_after(code) & {"torch", "transformers", "datasets", "rich"} == set()
+    assert modules_after(code, tmp_path) & {"torch", "transformers", "datasets", "rich"} == set()
