@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from rlhfctl.cli import not_built
-from rlhfctl.cli.console import Console
+from rlhfctl.cli.console import Console, give_up
 from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, TERMINATED, USAGE
 from rlhfctl.cli.inspect_template import inspect_template
 from rlhfctl.cli.recipes import recipes
@@ -130,6 +130,9 @@ def run(argv: list[str]) -> int:
         show_traceback(console)
         problems = [problem.as_dict() for problem in getattr(error, "problems", [])]
         return console.finish(error.exit_code, message=error.message, fields={"errors": problems})
+    except SystemExit:  # typer's answer to a reader of the help that went away
+        give_up(sys.stdout)
+        return DONE
     except typer.TyperException as error:
         return console.finish(USAGE, message=usage_message(error, argv))
     except Exception as error:

@@ -1,7 +1,10 @@
 """Help: plain, sectioned, at most 40 lines, with examples that run."""
 
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +75,13 @@ def test_examples_name_real_commands_recipes_and_keys(cli: Cli, command: list[st
             run = [word for word in words if word not in ("--run-dir", "runs/a")]
             # The quickstart's data is not there: refused, and not for its usage.
             assert cli(*run, "--dry-run").code in (0, 5)
+
+
+def test_a_reader_of_the_help_that_goes_away(tmp_path: Path) -> None:
+    script = f"{sys.executable} -m rlhfctl --help 2>err | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "0\n"
+    assert (tmp_path / "err").read_text() == ""
 
 
 def test_version(cli: Cli) -> None:
