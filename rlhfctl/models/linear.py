@@ -40,7 +40,7 @@ def shape_bucket(dtype: torch.dtype, device: torch.device) -> int:
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a [n, k] x b [m, k] -> a @ b.T [n, m]; without gradient."""
     if a.dtype == torch.float32 and a.device.type == "cpu" and len(a) and onednn_is_faster():
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return a @ b.t()
 
 
@@ -50,10 +50,10 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         rows = x.reshape(-1, x.shape[-1])
         out = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-        return out.view(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
+        return out.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
@@ -68,7 +68,7 @@ class OnednnLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
             return super().forward(x)
-        return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return]
+        return _Linear.apply(x, self.weight, self.bias)
 
 
 def speed_up(model: nn.Module) -> None:

@@ -64,7 +64,7 @@ def restore(
         ctx.say("no checkpoint to resume from: starting at step 0")
         if ctx.rank == 0:
             for path in (ctx.run.metrics, ctx.run.samples, ctx.run.quarantine):
-                truncate_jsonl(path, 0)
+                truncate_jsonl(path, -1)  # the evaluation before the first step is made again
         barrier()
         return None
     state: dict[str, Any] = json.loads((directory / "trainer.json").read_text())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from rlhfctl.models import attention
+from rlhfctl.models import attention, linear
 from rlhfctl.models.head import token_logprobs, weighted_nll
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors, prepare
 from rlhfctl.models.packing import pack
@@ -147,3 +147,63 @@ def test_a_sampled_pad_token_gets_its_embedding_gradient():
     )
     logprobs.sum().backward()
     assert float(ours.get_input_embeddings().weight.grad[5].abs().sum()) > 0
+
+
+def test_gradient_checkpointing_changes_memory_alone():
+    ours, _ = two_copies(CONFIGS["llama"])
+    rows = documents()
+    batch = pack(range(len(rows)), rows, [range(1, len(row)) for row in rows])
+
+    def gradients():
+        ours.zero_grad()
+        hidden = hidden_at_predictors(backbone(ours), batch)
+        weighted_nll(hidden, head_weight(ours), batch.targets, torch.ones(len(batch.targets))).backward()
+        return {name: parameter.grad.clone() for name, parameter in ours.named_parameters()}
+
+    expected = gradients()
+    prepare(ours, torch.device("cpu"), gradient_checkpointing=True)
+    assert ours.training
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("library", ["torch", "onednn"])
+def test_both_matrix_libraries_agree(library, monkeypatch):
+    """The choice of library is rounding, in values and gradients, with and without bias."""
+    monkeypatch.setenv("RLHFCTL_MATMUL", library)
+    linear.onednn_is_faster.cache_clear()
+    try:
+        for config in (CONFIGS["llama"], CONFIGS["qwen2-tied"]):
+            ours, plain = two_copies(config)
+            fast = [module for module in ours.modules() if isinstance(module, linear.OnednnLinear)]
+            assert bool(fast) == (library == "onednn")
+            rows = documents((9, 4, 12))
+            batch = pack(range(3), rows, [range(1, len(row)) for row in rows])
+            logprobs, _ = token_logprobs(
+                hidden_at_predictors(backbone(ours), batch), head_weight(ours), batch.targets
+            )
+            expected = one_by_one(plain, rows)
+            torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+            logprobs.sum().backward()
+            expected.sum().backward()
+            for (_, mine), (where, theirs) in zip(
+                ours.named_parameters(), plain.named_parameters(), strict=True
+            ):
+                torch.testing.assert_close(mine.grad, theirs.grad, atol=2e-5, rtol=1e-4, msg=where)
+    finally:
+        linear.onednn_is_faster.cache_clear()
+
+
+def test_buckets_fill_packs_and_change_nothing():
+    ours, _ = two_copies(CONFIGS["llama"])
+    rows = documents()
+    trained = [range(1, len(row)) for row in rows]
+
+    def logprobs(bucket):
+        batch = pack(range(len(rows)), rows, trained, bucket=bucket)
+        assert batch.ids.shape[1] % bucket == 0
+        return token_logprobs(hidden_at_predictors(backbone(ours), batch), head_weight(ours), batch.targets)[
+            0
+        ]
+
+    torch.testing.assert_close(logprobs(64), logprobs(1), atol=1e-6, rtol=0)
