@@ -155,7 +155,7 @@ class Probe:
         """What stands before the first user text, the BOS aside."""
         text = self.chat or self.basic or ""
         before = text[: text.find(U1)] if U1 in text else ""
-        return before.replace(self.bos, "", 1) if self.bos else before
+        return before.removeprefix(self.bos) if self.bos else before
 
     @cached_property
     def between_turns(self) -> str:
@@ -170,17 +170,8 @@ class Probe:
         if self.chat is None:
             return ""
         between = self.between_turns
-        shared = between[header_start(self.before_user, between) :]
-        if shared == between:  # a system prompt ends as a turn does: split after the first marker
-            known = [token for token in (self.side.eot, self.side.tokens.get("eos_token")) if token]
-            stripped = between.lstrip()
-            ending = next((token for token in known if stripped.startswith(token)), None)
-            if ending is None:
-                found = MARKER.match(between)
-                ending = found.group(1) if found and found.end() < len(between.rstrip()) else None
-            if ending is not None:
-                shared = between[between.index(ending) + len(ending) :]
-        return shared
+        known = [token for token in (self.side.eot, self.side.tokens.get("eos_token")) if token]
+        return between[header_start(self.before_user, between, known) :]
 
     @cached_property
     def terminator(self) -> str:

@@ -69,9 +69,18 @@ def inside_marker(text: str, place: int) -> Span | None:
     return None
 
 
-def header_start(before: str, between: str) -> int:
-    """Where, in the text from an answer to the next question, the user header begins that `before` ends in as well."""
+def header_start(before: str, between: str, ends: Sequence[str] = ()) -> int:
+    """Where, in the text from an answer to the next question, the user header begins that `before` ends in as well.
+
+    ends: strings that are known to end a turn. They decide where a system prompt before the first question ends just as
+    an answer does, so that everything is common; or else the first of two markers does."""
     place = len(between) - common_suffix(before, between)
+    if place == 0:
+        ending = next((end for end in ends if between.lstrip().startswith(end)), None)
+        first = MARKER_LIKE.match(between.lstrip())
+        if ending is None and first and MARKER_LIKE.search(between.lstrip(), first.end()):
+            ending = first.group()
+        return between.index(ending) + len(ending) if ending else 0
     marker = inside_marker(between, place)
     return marker[1] if marker else place
 
@@ -98,7 +107,7 @@ def turn_ends(render: Render, markers: Sequence[str], eos: str | None = None) ->
     tokens = tuple(dict.fromkeys(token for token in (final_token, middle_token, *last) if token))
     stops = tuple(token for token in tokens if token in (final_token, eos) or not _inside_turn(render, token))
     before_user = text[: text.index(USER)]
-    return TurnEnds(tokens, stops, between[: header_start(before_user, between)].strip())
+    return TurnEnds(tokens, stops, between[: header_start(before_user, between, [*tokens])].strip())
 
 
 def _inside_turn(render: Render, token: str) -> bool:

@@ -116,3 +116,20 @@ def test_speed_without_tokenizers(bare_side: Bare, entries: dict, truth: dict) -
         inspect(*(bare_side(pair[side]) for side in ("policy", "rm")), Options(clock=CLOCK))
     spent = sum(os.times()[:4]) - before
     assert spent / len(truth["pairs"]) < 0.1
+
+
+def test_anatomy_of_every_template(bare_side: Bare, entries: dict) -> None:
+    """How a conversation is taken apart: headers, terminators, cue and preamble as measured for the corpus."""
+    names = {
+        "user_header": "user_header", "terminator": "terminator_mid", "preamble": "preamble",
+        "after_final": "after_final_assistant", "cue": "assistant_cue",
+    }  # fmt: skip
+    compared = 0
+    for name, entry in entries.items():
+        if not entry["renders_under_transformers"]:
+            continue
+        facts = inspect(bare_side(name), options=Options(clock=CLOCK)).policy
+        for ours, theirs in names.items():
+            assert facts[ours] == entry["observed"][theirs], (name, ours)
+            compared += 1
+    assert compared == 76 * len(names)
