@@ -16,6 +16,7 @@ from rlhfctl.cli.console import Console, give_up
 from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, TERMINATED, USAGE
 from rlhfctl.cli.inspect_template import inspect_template
 from rlhfctl.cli.recipes import recipes
+from rlhfctl.cli.serve_rm import serve_rm
 from rlhfctl.cli.train import ppo, sft
 from rlhfctl.errors import RlhfctlError
 
@@ -30,6 +31,7 @@ BUILT: dict[str, Callable[..., int]] = {
     "ppo": ppo,
     "inspect-template": inspect_template,
     "recipes": recipes,
+    "serve-rm": serve_rm,
 }
 COMPLETE = "_RLHFCTL_COMPLETE"
 

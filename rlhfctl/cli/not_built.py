@@ -12,7 +12,6 @@ COMMANDS = {
     "reft": "Reinforced fine-tuning",
     "oreo": "Offline reasoning optimisation",
     "eval": "Accuracy of a model or a run",
-    "serve-rm": "Reward model or rules over HTTP",
     "report": "One HTML file of some runs",
     "doctor": "What this machine can run",
 }

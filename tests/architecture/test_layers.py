@@ -39,6 +39,7 @@ HEAVY = {
     },
     "rollout": {"models", "recipe", "templates", "data"},
     "models": {"recipe", "templates"},
+    "serving": {"recipe", "templates", "models", "rewards"},
     "tracking": {"run_dir"},
     "algorithms": set(),
 }
@@ -47,11 +48,12 @@ ALLOWED = LIGHT | HEAVY
 LAZY = {
     ("launch.inline", "worker"),  # the process boundary, crossed in this very process
     ("rewards.build", "rewards.model"),  # torch, for `kind: model` alone
+    ("cli.serve_rm", "serving"),  # the second heavy entry
 }
 # Files that stand on the other side of their package: (module, package it may import at module level).
 EXCEPTIONS = {("rewards.model", "models")}
 # Leaves that any layer may speak in.
-WORDS = {"errors", "__version__", "preflight.finding"}
+WORDS = {"errors", "__version__", "preflight.finding", "serving.protocol"}
 THIRD_PARTY = {
     "torch",
     "transformers",

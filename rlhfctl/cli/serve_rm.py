@@ -1,0 +1,75 @@
+"""serve-rm: a reward model or a file of rules over HTTP."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from rlhfctl.cli.console import Console
+from rlhfctl.cli.exit_codes import DONE
+from rlhfctl.cli.options import JsonOption, QuietOption, VerboseOption
+from rlhfctl.errors import Unable, UsageError
+
+
+def serve_rm(
+    ctx: typer.Context,
+    source: Annotated[str | None, typer.Argument(metavar="MODEL_OR_RULES", hidden=True)] = None,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", help="0: any free one.", min=0, max=65535)] = 5000,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Environment variable that holds the bearer token.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(metavar="N", help="Most samples scored together.", min=1)] = 256,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Reward model or rules over HTTP.
+
+    \b
+    MODEL_OR_RULES  a reward model directory, or a python file with
+                    score(samples), reward_func(...) or reward(...);
+                    rules.py:NAME for another function
+    stdout gets the address once it answers. SIGTERM ends it, after all that
+    was asked before is answered.
+
+    \b
+    Examples:
+      rlhfctl serve-rm models/rm
+      rlhfctl serve-rm rules.py --port 5001
+      RM_KEY=... rlhfctl serve-rm models/rm --host 0.0.0.0 --api-key-env RM_KEY
+    """
+    if source is None:
+        raise UsageError("serve what? `rlhfctl serve-rm MODEL_OR_RULES`")
+    key = api_key(api_key_env)
+    # A model that loads reports bars and tables of its own.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        from rlhfctl.serving import scorers, server
+    except ModuleNotFoundError as error:
+        raise Unable(f"rlhfctl serve-rm needs {error.name}: pip install 'rlhfctl[serve]'") from None
+    if key is None and not server.is_loopback(host):
+        raise UsageError(f"--host {host} is open to others: give a key with --api-key-env NAME")
+    opened = server.bind(host, port)
+    console: Console = ctx.obj
+    with opened:
+        served = scorers.open_served(source)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{opened.getsockname()[1]}"
+
+        def ready() -> None:
+            info = served.info.model_dump(by_alias=True, exclude={"template": {"text"}})
+            console.note(f"serving {served.info.kind} {served.info.name}")
+            console.finish(DONE, address, fields={"url": address, "info": info})
+
+        server.serve(served, opened, key, max_batch, ready)
+    return DONE
+
+
+def api_key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UsageError(f"--api-key-env {variable}: that environment variable is not set or empty")
+    return key

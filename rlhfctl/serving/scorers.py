@@ -1,0 +1,178 @@
+"""What a service scores with: a reward model's directory or a file of rules, and what the handshake says of it."""
+
+import ast
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhfctl import __version__
+from rlhfctl.errors import Refused, UsageError
+from rlhfctl.recipe.sections import ModelSource, PythonSource
+from rlhfctl.rewards.outcome import Outcome
+from rlhfctl.rewards.python_source import PythonReward
+from rlhfctl.serving.batching import Scorer
+from rlhfctl.serving.protocol import SCHEMA, HeadInfo, Info, TemplateInfo
+
+FUNCTIONS = ("score", "reward_func", "reward")  # ours, OpenRLHF's, TRL's; the first that the file has
+MAX_WORKERS = 4
+
+Samples = list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Served:
+    """scorers: one a worker. markers: the special tokens of a model, for texts that come already rendered."""
+
+    info: Info
+    scorers: list[Scorer]
+    markers: tuple[str, ...] = ()
+
+
+def open_served(source: str) -> Served:
+    """A directory is a model, a .py file (or FILE.py:FUNCTION) rules. Raises UsageError, TemplateMismatch, Refused."""
+    if Path(source).is_dir():
+        return open_model(source)
+    path, _, function = source.partition(".py")
+    path, function = f"{path}.py", function.removeprefix(":")
+    if Path(path).is_file() and source in (path, f"{path}:{function}"):
+        return open_rules(path, function)
+    raise UsageError(f"{source} is neither a model directory nor a python file with a reward function")
+
+
+def open_model(path: str) -> Served:
+    from transformers.utils import logging
+
+    from rlhfctl.rewards.model import ModelReward
+
+    logging.disable_progress_bar()
+    source = ModelReward(ModelSource(kind="model", path=path))
+    rm = source.bridge.rm
+    model = source.model
+    tokenizer = rm.tokenizer.to_str()
+    names = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+    template = TemplateInfo(
+        sha256=rm.sha256, text=rm.template, tokens={name: rm.tokens.get(name) for name in names}
+    )
+    head = HeadInfo(status="loaded", shape=list(model.head.weight.reshape(1, -1).shape))
+    info = Info(
+        schema=SCHEMA,
+        kind="model",
+        name=Path(path).resolve().name,
+        version=__version__,
+        fingerprint=hash_of(rm.sha256, tokenizer, *weight_facts(Path(path))),
+        granularities=["sequence"],
+        template=template,
+        tokenizer_sha256=hash_of(tokenizer),
+        head=head,
+        mean=model.mean,
+        std=model.std,
+        max_length=source.bridge.options.max_length,
+    )
+    return Served(info, [ModelScorer(source.score)], tuple(rm.markers))
+
+
+def open_rules(path: str, function: str = "") -> Served:
+    """One process for each worker, started here so that a file that cannot be loaded is refused at once."""
+    function = function or find_function(path)
+    workers = max(1, min(MAX_WORKERS, os.cpu_count() or 1))
+    section = PythonSource(kind="python", path=str(Path(path).resolve()), function=function)
+    rewards = [PythonReward(section) for _ in range(workers)]
+    try:
+        for reward in rewards:
+            reward.start()
+    except BaseException:
+        for reward in rewards:
+            reward.close()
+        raise
+    info = Info(
+        schema=SCHEMA,
+        kind="rules",
+        name=f"{Path(path).stem}.{function}",
+        version=__version__,
+        fingerprint=hash_of(Path(path).read_text(errors="replace"), function),
+        granularities=["sequence", "step", "token"],
+    )
+    return Served(info, [RulesScorer(reward) for reward in rewards])
+
+
+def find_function(path: str) -> str:
+    """Raises Refused where the file does not parse or has no function of a known name."""
+    try:
+        tree = ast.parse(Path(path).read_text())
+    except (SyntaxError, ValueError) as error:
+        raise Refused(f"{path} is not python: {error}") from None
+    found = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    for name in FUNCTIONS:
+        if name in found:
+            return name
+    raise Refused(
+        f"{path} has no function {', '.join(FUNCTIONS[:-1])} or {FUNCTIONS[-1]} (it has {', '.join(found) or 'none'}); "
+        f"name another with {path}:FUNCTION"
+    )
+
+
+class ModelScorer:
+    def __init__(self, score: Any) -> None:
+        self._score = score
+
+    def score(self, requests: list[Samples]) -> list[list[Outcome]]:
+        return split(self._score([sample for request in requests for sample in request]), requests)
+
+    def close(self) -> None:
+        return None
+
+
+class RulesScorer:
+    """A batch of several clients that fails as a whole (it hung, its process ended) is scored again client by client,
+    so that nobody pays for another's sample."""
+
+    def __init__(self, reward: PythonReward) -> None:
+        self.reward = reward
+
+    def score(self, requests: list[Samples]) -> list[list[Outcome]]:
+        outcomes = self.reward.score([sample for request in requests for sample in request])
+        if len(requests) > 1 and all(outcome.status in ("timeout", "error") for outcome in outcomes):
+            parts = [self.reward.score(request) for request in requests]
+        else:
+            parts = split(outcomes, requests)
+        for request, part in zip(requests, parts, strict=True):
+            for sample, outcome in zip(request, part, strict=True):
+                if outcome.status == "ok":
+                    outcome.text_sha256 = hashlib.sha256(sample["response"].encode()).hexdigest()
+        return parts
+
+    def close(self) -> None:
+        self.reward.close()
+
+
+def split(outcomes: list[Outcome], requests: Sequence[Samples]) -> list[list[Outcome]]:
+    parts, start = [], 0
+    for request in requests:
+        parts.append(outcomes[start : start + len(request)])
+        start += len(request)
+    return parts
+
+
+def weight_facts(directory: Path) -> list[Any]:
+    """The configuration, and of each weights file its size and 64 pieces of it: gigabytes need not be read."""
+    facts: list[Any] = [(directory / "config.json").read_text()]
+    for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
+        size = file.stat().st_size
+        pieces = hashlib.sha256()
+        with file.open("rb") as opened:
+            for place in range(64):
+                opened.seek(size * place // 64)
+                pieces.update(opened.read(1 << 16))
+        facts.append([file.name, size, pieces.hexdigest()])
+    return facts
+
+
+def hash_of(*parts: Any) -> str:
+    """sha256 over strings and JSON values; one string alone is hashed as it is."""
+    if len(parts) == 1 and isinstance(parts[0], str):
+        return hashlib.sha256(parts[0].encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

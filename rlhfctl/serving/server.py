@@ -1,0 +1,86 @@
+"""The socket, uvicorn, and an orderly end."""
+
+import errno
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from rlhfctl.errors import Unable, UsageError
+from rlhfctl.serving.app import create_app
+from rlhfctl.serving.scorers import Served
+
+BACKLOG = 2048
+DRAIN_SECONDS = 120  # what requests that are being answered get after SIGTERM
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, taken before a model is loaded. Raises Unable where the port is in use."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise UsageError(f"--host {host} is no address: {error}") from None
+    opened = socket.socket(family, kind, protocol)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        opened.bind(address)
+        opened.listen(BACKLOG)
+    except OSError as error:
+        opened.close()
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        raise Unable(f"port {port} of {host} {why}; choose another with --port") from None
+    return opened
+
+
+class Announcing(uvicorn.Server):
+    """Tells when it answers."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+def serve(
+    served: Served, opened: socket.socket, api_key: str | None, max_batch: int, ready: Callable[[], None]
+) -> None:
+    """Until SIGTERM or SIGINT: then no new connection is taken, and what was asked before is answered."""
+    config = uvicorn.Config(
+        create_app(served, api_key, max_batch),
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        server_header=False,
+    )
+    # uvicorn raises the signals that ended it once more when it is done: that is not an error here.
+    before: dict[int, Any] = {
+        number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        Announcing(config, ready).run(sockets=[opened])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ended(signum: int, frame: FrameType | None) -> None:
+    """Drained and closed: nothing is left to do."""
+    return None
