@@ -266,12 +266,14 @@ def wait_until(process: "subprocess.Popen[str]", condition: Callable[[], bool]) 
 def test_ctrl_c_at_any_time(delay: float, chains: Path, tmp_path: Path) -> None:
     """While it checks, loads, rolls out or trains: 130, a sentence, and every logged step is in a checkpoint."""
     run = RunDir(tmp_path / "run")
-    argv = command(chains, "ppo", run.path, train__steps="100000", train__save_every="0")
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    python = reward(tmp_path, "return RIGHT")
+    argv = command(chains, "ppo", run.path, train__steps="100000", train__save_every="0", reward=python)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(argv, **pipes, text=True, start_new_session=True)
     assert process.stderr is not None
     assert process.stderr.readline() == f"run directory: {run.path}\n"
     time.sleep(delay)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the reward's process gets it too
     _, stderr = process.communicate(timeout=60)
     assert "Traceback" not in stderr, stderr
     assert process.returncode == 130, (process.returncode, stderr)
