@@ -5,7 +5,7 @@ A line leaves this file when its feature arrives in sections.py or tasks.py. `*`
 
 from rlhfctl.recipe.yaml12 import Path
 
-TASKS = ("rm", "reft", "oreo")
+TASKS = ("reft", "oreo")
 
 KEYS = (
     "deepspeed",
@@ -22,7 +22,6 @@ KEYS = (
 VALUES = {
     "launch.launcher": ("deepspeed",),
     "reward.granularity": ("step", "token"),
-    "reward.sources.*.kind": ("remote",),
     "rollout.engine": ("vllm", "vllm_server"),
 }
 

@@ -102,7 +102,40 @@ class ModelSource(RewardSource):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="as policy.dtype")
 
 
-AnySource = Annotated[VerifierSource | PythonSource | ModelSource, Field(discriminator="kind")]
+class RemoteSource(RewardSource):
+    kind: Literal["remote"] = Field(description="remote: a reward service scores the samples over HTTP")
+    url: str | None = Field(None, description="address of the service, e.g. http://127.0.0.1:5000")
+    urls: list[str] | None = Field(
+        None, min_length=1, description="several equal services instead of url: shared load, and failover"
+    )
+    api_key_env: str | None = Field(None, description="environment variable that holds the bearer token")
+    timeout: float = Field(60.0, gt=0, description="seconds for one request")
+    total_timeout: float = Field(
+        300.0, gt=0, description="seconds for one batch of samples, retries included"
+    )
+    retries: NonNegative = Field(5, description="tries after the first, on transient failures only")
+    max_in_flight: Positive = Field(8, description="requests at a time")
+    request_size: Positive = Field(32, description="most samples of one request")
+    template_sha256: str | None = Field(
+        None, description="refuse a service whose chat template has another hash"
+    )
+    fingerprint: str | None = Field(
+        None, description="refuse a service with another fingerprint (its /v1/info shows it)"
+    )
+
+    @model_validator(mode="after")
+    def one_address(self) -> "RemoteSource":
+        if (self.url is None) == (self.urls is None):
+            raise ValueError("a reward source of kind remote needs either url or urls")
+        for url in self.urls or [str(self.url)]:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(
+                    f"{url} is no address of a reward service: it starts with http:// or https://"
+                )
+        return self
+
+
+AnySource = Annotated[VerifierSource | PythonSource | ModelSource | RemoteSource, Field(discriminator="kind")]
 
 
 class Shaping(Section):
@@ -181,6 +214,42 @@ class Algorithm(Section):
     old_logprobs: Literal["auto", "sampler", "recompute"] = Field(
         "auto", description="where old log-probabilities come from; auto: the sampler's where it is exact"
     )
+
+
+class RewardModelling(Section):
+    """The `algorithm` section of rm."""
+
+    objective: Literal["pairwise", "outcome", "step"] = Field(
+        "pairwise",
+        description="pairwise: Bradley-Terry on pairs; outcome: right or wrong answers; step: right or wrong steps",
+    )
+    score: Literal["last_token", "token_sum"] = Field(
+        "last_token",
+        description="last_token: the head at the last token (of a step: at its end); token_sum: summed over the tokens",
+    )
+    head: Literal["auto", "zero", "normal"] = Field(
+        "auto", description="auto: the checkpoint's head where it has one, else zero; zero, normal: a new one"
+    )
+    margin_coef: float = Field(1.0, ge=0, description="factor of the pairs' margin column; 0: ignore it")
+    center_coef: float = Field(
+        0.0, ge=0, description="strength of the penalty (chosen + rejected)^2, which gives scores a zero"
+    )
+    step_coef: float = Field(
+        0.0, ge=0, description="strength of the step loss beside the pairwise or outcome loss; 0: off"
+    )
+    outcome_threshold: float = Field(0.5, description="rewards above this are right answers (outcome)")
+
+    @property
+    def steps(self) -> bool:
+        """Whether step labels are used."""
+        return self.objective == "step" or self.step_coef > 0
+
+    @property
+    def read(self) -> str:
+        """How the trained head is read (models/reward_model.py)."""
+        if self.score == "token_sum":
+            return "token_sum"
+        return "step_end" if self.objective == "step" else "last_token"
 
 
 class DataSource(Section):

@@ -2,7 +2,8 @@
 
 from typing import Any, Protocol
 
-from rlhfctl.recipe.sections import ModelSource, PythonSource, Reward, Template, VerifierSource
+from rlhfctl.errors import Unable
+from rlhfctl.recipe.sections import ModelSource, PythonSource, RemoteSource, Reward, Template, VerifierSource
 from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.rewards.python_source import PythonReward
 from rlhfctl.rewards.verifiers import VerifierReward
@@ -42,7 +43,7 @@ def build_sources(
 
 
 def _build(
-    section: VerifierSource | PythonSource | ModelSource,
+    section: VerifierSource | PythonSource | ModelSource | RemoteSource,
     policy: ChatEncoder | None,
     template: Template | None,
 ) -> Source:
@@ -50,6 +51,14 @@ def _build(
         return VerifierReward(section)
     if isinstance(section, PythonSource):
         return PythonReward(section)
+    if isinstance(section, RemoteSource):
+        try:
+            from rlhfctl.rewards.remote import RemoteReward
+        except ModuleNotFoundError as error:
+            raise Unable(
+                f"a reward of kind remote needs {error.name}: pip install 'rlhfctl[train]'"
+            ) from None
+        return RemoteReward(section, policy, template)
     from rlhfctl.rewards.model import ModelReward  # torch
 
     return ModelReward(section, policy, template)

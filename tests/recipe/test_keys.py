@@ -19,7 +19,7 @@ def test_choices_of_every_kind_of_key() -> None:
     keys = {key.path: key for key in keys_of("ppo")}
     assert keys["algorithm.advantage"].choices[:2] == ("gae", "grpo")
     assert keys["data.shuffle"].choices == ("true", "false")
-    assert keys["reward.sources.0.kind"].choices == ("verifier", "python", "model")
+    assert keys["reward.sources.0.kind"].choices == ("verifier", "python", "model", "remote")
     assert keys["algorithm.whiten_advantages"].choices == ("true", "false", "null")
     assert keys["launch.threads"].choices == ("auto",)
     assert keys["policy.lora"].section

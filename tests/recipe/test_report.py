@@ -25,7 +25,7 @@ train:
 reward:
   sources:
     - {kind: verifier, nme: chain_answer}
-    - {kind: remote, url: http://127.0.0.1:5000}
+    - {kind: remote, url: 127.0.0.1:5000}
     - {kind: pyhton, path: x}
     - {path: z}
     - {kind: python, path: x, right: 1}
@@ -72,10 +72,10 @@ bad.yaml:16:7: missing key reward.sources.0.name
 bad.yaml:16:24: unknown key reward.sources.0.nme; did you mean reward.sources.0.name?
   16 |     - {kind: verifier, nme: chain_answer}
      |                        ^
-bad.yaml:17:14: reward.sources.1.kind remote is not built yet: it must be one of verifier, python, model
-  17 |     - {kind: remote, url: http://127.0.0.1:5000}
-     |              ^
-bad.yaml:18:14: reward.sources.2.kind must be one of verifier, python, model, not "pyhton"; did you mean python?
+bad.yaml:17:7: 127.0.0.1:5000 is no address of a reward service: it starts with http:// or https://
+  17 |     - {kind: remote, url: 127.0.0.1:5000}
+     |       ^
+bad.yaml:18:14: reward.sources.2.kind must be one of verifier, python, model, remote, not "pyhton"; did you mean python?
   18 |     - {kind: pyhton, path: x}
      |              ^
 bad.yaml:19:7: missing key reward.sources.3.kind
