@@ -51,7 +51,12 @@ class ModelReward:
             except TooLong as error:
                 outcomes[place] = Outcome("error", error=str(error))
                 continue
-            except (TypeError, ValueError, KeyError, AttributeError) as error:  # messages of a shape it never met
+            except (
+                TypeError,
+                ValueError,
+                KeyError,
+                AttributeError,
+            ) as error:  # messages of a shape it never met
                 outcomes[place] = Outcome(
                     "error",
                     error=f"the reward model's template cannot render the messages: {type(error).__name__}: {error}",
