@@ -1,8 +1,8 @@
 """float32 matrix products on CPU through oneDNN where that is the faster library.
 
-torch sends float32 products to MKL, which runs at less than half of oneDNN's rate on AMD processors (measured with 1,024
-rows and one thread: 108 against 240 GFLOP/s); bfloat16 goes to oneDNN everywhere. Same precision, another order of
-summation. The choice depends on the processor alone, never on a timing, so that a machine gives the same numbers
+torch sends float32 products to MKL, which runs at less than half of oneDNN's rate on AMD processors (measured with
+1,024 rows and one thread: 108 against 240 GFLOP/s); bfloat16 goes to oneDNN everywhere. Same precision, another order
+of summation. The choice depends on the processor alone, never on a timing, so that a machine gives the same numbers
 every time. RLHFCTL_MATMUL=torch or onednn overrides it.
 """
 
