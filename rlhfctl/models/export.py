@@ -1,6 +1,7 @@
 """Write a policy the way from_pretrained reads it, tokenizer and chat template beside it."""
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,16 @@ def copy_tokenizer(policy: Policy, directory: Path) -> None:
         AutoTokenizer.from_pretrained(source).save_pretrained(directory)
     if policy.chat_template is not None:
         shutil.copyfile(policy.chat_template, directory / "chat_template.jinja")
+        drop_template(directory / "tokenizer_config.json")
     write_lock(directory, policy.template_kwargs)
+
+
+def drop_template(config: Path) -> None:
+    """Old servers read the template here and nowhere else: none is better than the one that was not trained."""
+    if config.is_file():
+        values = json.loads(config.read_text(encoding="utf-8"))
+        if values.pop("chat_template", None) is not None:
+            config.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def load_trainable(model: nn.Module, directory: Path) -> None:

@@ -2,11 +2,13 @@
 
 The engine is theirs: immutable sandbox, trim_blocks, lstrip_blocks, loop controls, the `generation` tag, a `tojson`
 that leaves HTML characters alone, `raise_exception`, `strftime_now`. What differs on purpose: the clock can be pinned,
-every failure is a jinja2.TemplateError, and output, repetition and powers are bounded (time and memory: bounded.py).
+every failure is a jinja2.TemplateError, and steps, output and the growth of values are bounded (for templates that
+nobody has vouched for, CPU time and memory as well: bounded.py).
 """
 
 import json
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -16,11 +18,13 @@ import jinja2.ext
 from jinja2 import nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 Message = dict[str, Any]
 Span = tuple[int, int]
 
 MAX_OUTPUT = 32 * 1024 * 1024  # characters of one render; the longest real conversations are far below
+MAX_STEPS = 1_000_000  # loop turns and calls of one render; a long conversation needs thousands
 MAX_BITS = 65536  # size of a power of integers
 
 
@@ -46,15 +50,80 @@ class _Generation(jinja2.ext.Extension):
         return caller()
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """Repetition, powers and %-formatting go through a check, so that no single operator eats the memory."""
+class _Budget(threading.local):
+    """Steps of the render that runs in this thread: loop turns and calls."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    steps = 0
+
+
+_budget = _Budget()
+
+
+def _step() -> None:
+    _budget.steps += 1
+    if _budget.steps > MAX_STEPS:
+        raise LimitError(f"the template takes more than {MAX_STEPS} steps")
+
+
+@jinja2.pass_context  # keeps the compiler from folding it into a constant
+def _counted(context: Any, values: Any) -> Iterator[Any]:
+    for value in values:
+        _step()
+        yield value
+
+
+@jinja2.pass_context
+def _concatenated(context: Any, values: list[Any]) -> str:
+    texts = [str(value) for value in values]
+    if sum(map(len, texts)) > MAX_OUTPUT:
+        raise LimitError(f"the template builds a text of more than {MAX_OUTPUT} characters")
+    return "".join(texts)
+
+
+class _Counting(NodeTransformer):
+    """Loops count their turns, and `~` checks the length of its result, before anything is allocated."""
+
+    def __init__(self, environment: jinja2.Environment) -> None:
+        self.environment = environment
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, "counted", [], [], None, None, lineno=node.lineno)
+        node.iter.set_environment(self.environment)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        parts = nodes.List(node.nodes, lineno=node.lineno)
+        joined = nodes.Filter(parts, "concatenated", [], [], None, None, lineno=node.lineno)
+        joined.set_environment(self.environment)
+        return joined
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """No template runs for long or builds much: loop turns and calls are counted, growing operators checked."""
+
+    intercepted_binops = frozenset({"*", "**", "%", "+"})
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree: nodes.Template = _Counting(self).visit(super()._parse(source, name, filename))
+        return tree
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        _step()
+        return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
             _check_repeat(left, right)
             _check_repeat(right, left)
+        elif operator == "+":
+            if (
+                isinstance(left, (str, list))
+                and isinstance(right, (str, list))
+                and len(left) + len(right) > MAX_OUTPUT
+            ):
+                raise LimitError(f"the template builds a value of more than {MAX_OUTPUT} items")
         elif operator == "**" and _bits(left) * _bits(right, exponent=True) > MAX_BITS:
             raise LimitError(f"the template computes a power of more than {MAX_BITS} bits")
         return super().call_binop(context, operator, left, right)
@@ -95,12 +164,18 @@ def environment(plain: bool = False) -> jinja2.Environment:
     if plain:
         env: jinja2.Environment = _Environment()
         env.globals["raise_exception"] = _raise_exception
-        return env
+        return _counting(env)
     env = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     env.filters["tojson"] = _tojson
     env.globals["raise_exception"] = _raise_exception
+    return _counting(env)
+
+
+def _counting(env: jinja2.Environment) -> jinja2.Environment:
+    env.filters["counted"] = _counted
+    env.filters["concatenated"] = _concatenated
     return env
 
 
@@ -142,7 +217,7 @@ def render(
         messages=messages, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt
     )
     pieces: list[str] = []
-    size = 0
+    size = _budget.steps = 0
     try:
         for piece in template.generate(context):
             size += len(piece)

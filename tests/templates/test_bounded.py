@@ -14,6 +14,7 @@ from rlhfctl.templates.sides import load_side
 
 HOSTILE = {
     "endless loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = 1 %}{% endfor %}{% endfor %}",
+    "slow filters": "{% for i in range(999) %}{% set x = ('ab' * 10000000) | replace('a', 'c') %}{% endfor %}",
     "doubling": "{% set n = namespace(a='aaaaaaaaaa') %}{% for i in range(99) %}{% set n.a = n.a ~ n.a %}{% endfor %}",
     "padding": "{{ 'a' | center(99999999999) }}",
     "format": "{{ '%0999999999d' % 1 }}",
@@ -80,4 +81,4 @@ def test_a_hostile_template_is_a_finding(tmp_path: Path) -> None:
     assert report.exit_code == 3
     (found,) = [f for f in report.findings if f.severity == "error"]
     assert found.id == "T003"
-    assert "more than 2 s" in found.detail
+    assert "steps" in found.detail

@@ -188,3 +188,10 @@ def test_gguf(tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:60])
     with pytest.raises(UsageError, match="is not a readable GGUF file"):
         load_side(tmp_path / "cut.gguf")
+
+
+def test_a_named_template_settles_which_one(stories: Path, tmp_path: Path) -> None:
+    (stories / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (tmp_path / "mine.jinja").write_text(CHATML)
+    assert found(inspect(load_side(stories)), "T004") is not None
+    assert found(inspect(load_side(stories, tmp_path / "mine.jinja")), "T004") is None

@@ -120,12 +120,38 @@ def test_none_tokens_are_undefined_and_kwargs_win() -> None:
             "{% for i in range(99999) %}{% for j in range(99999) %}aaaaaaaa{% endfor %}{% endfor %}",
             LimitError,
         ),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = 1 %}{% endfor %}{% endfor %}",
+            LimitError,
+        ),
+        (
+            "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+            LimitError,
+        ),
+        (
+            "{% set n = namespace(a='aa') %}{% for i in range(99) %}{% set n.a = n.a ~ n.a %}{% endfor %}",
+            LimitError,
+        ),
+        (
+            "{% set n = namespace(a='aa') %}{% for i in range(99) %}{% set n.a = n.a + n.a %}{% endfor %}",
+            LimitError,
+        ),
         ("{% if a %}" * 3000 + "{% endif %}" * 3000, RenderError),
     ],
 )
 def test_failures_are_template_errors(source: str, kind: type[Exception]) -> None:
     with pytest.raises(kind):
         render(source, [], {})
+
+
+def test_counting_changes_nothing() -> None:
+    source = (
+        "{% for m in messages if m.role == 'user' %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}"
+        "{{ loop.previtem.content ~ '<' if loop.previtem is defined }}{% else %}none{% endfor %}"
+        "{% for a, b in [(1, 2)] %}{{ a ~ b ~ undefined_name ~ none }}{% endfor %}{% for c in nothing %}x{% endfor %}"
+    )
+    assert render(source, [user("a"), assistant("b"), user("c")], {}) == "1/2,2/2a<12None"
+    assert render(source, [], {}) == "none12None"
 
 
 def test_message_of_the_template_is_kept() -> None:

@@ -32,7 +32,7 @@ def t003(probe: Probe) -> Found | None:
 
 def t004(probe: Probe) -> Found | None:
     sources = probe.side.sources
-    if len(set(sources.values())) < 2:
+    if len(set(sources.values())) < 2 or probe.side.source not in sources:  # or another template was named
         return None
     renders = {
         label: probe.text([user(), assistant(), user()], True, source=text) for label, text in sources.items()

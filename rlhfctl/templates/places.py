@@ -1,0 +1,66 @@
+"""Where a response and its steps are among the tokens that a reward model reads."""
+
+from collections.abc import Sequence
+
+from rlhfctl.templates.bridge import Bridged
+from rlhfctl.templates.encode import ChatEncoder
+from rlhfctl.templates.render import Span
+
+
+class NotFound(ValueError):
+    """The response does not stand in the rendered text as it was given."""
+
+
+def response_places(encoder: ChatEncoder, bridged: Bridged) -> list[int]:
+    """Indices of the response's tokens, from its first character to the end of what is read."""
+    offsets, start = token_offsets(encoder, bridged), response_start(encoder, bridged)[0]
+    first = next(index for index, (_, end) in enumerate(offsets) if end > start)
+    return list(range(first - bridged.dropped, len(bridged.ids)))
+
+
+def step_places(encoder: ChatEncoder, bridged: Bridged, steps: Sequence[str]) -> list[int]:
+    """For each step the index of the token that holds its last character."""
+    offsets = token_offsets(encoder, bridged)
+    start, content = response_start(encoder, bridged)
+    places, position = [], 0
+    for step in steps:
+        position = content.find(step, position)
+        if position < 0:
+            raise NotFound("a step does not stand in the response")
+        position += len(step)
+        last = start + position - 1  # whitespace at a step's end may be read as part of the next token
+        places.append(next(index for index, (_, end) in enumerate(offsets) if end > last) - bridged.dropped)
+    return places
+
+
+def split_steps(response: str, separator: str) -> list[str]:
+    """The steps of a response as the separator cuts it; empty ones are none."""
+    return [part for part in response.split(separator) if part.strip()] or [response]
+
+
+def token_offsets(encoder: ChatEncoder, bridged: Bridged) -> list[Span]:
+    """Character spans in bridged.text. Raises NotFound where the ids are not those of the plain text, because the
+    content spells control tokens."""
+    encoding = encoder.tokenizer.encode(bridged.text, add_special_tokens=False)
+    ids = list(encoding.ids)
+    kept = ids[bridged.dropped :] if bridged.dropped else ids
+    length = min(len(kept), len(bridged.ids))
+    if bridged.dropped:
+        same = kept[-1:] == bridged.ids[-1:]
+    else:
+        same = kept[:length] == bridged.ids[:length] and length >= len(bridged.ids) - 1
+    if not same:
+        raise NotFound("its text spells control tokens of the template")
+    return [(start, end) for start, end in encoding.offsets]
+
+
+def response_start(encoder: ChatEncoder, bridged: Bridged) -> tuple[int, str]:
+    """Where the last answer stands in bridged.text, and the text of it that stands there."""
+    content = bridged.messages[-1]["content"]
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content)
+    for text in (content, content.strip()):
+        start = bridged.text.rfind(text)
+        if text and start >= 0:
+            return start, text
+    raise NotFound("the chat template does not show the response as it is")
