@@ -360,6 +360,19 @@ def test_a_reward_that_likes_the_wrong_answer(chains: Path, tmp_path: Path) -> N
     assert "8 of 8" in finding.title
 
 
+@pytest.mark.parametrize(("body", "id"), [("return [0.0] * len(samples)", "R003"), (None, "R004")])
+def test_a_poor_source_beside_a_good_one_is_a_warning(
+    body: str | None, id: str, chains: Path, tmp_path: Path
+) -> None:
+    poor = python_reward(
+        tmp_path, body or "return [-float(s['response'].endswith(s['label'])) for s in samples]"
+    )
+    verifier = {"kind": "verifier", "name": "chain_answer"}
+    both = {"sources": [*poor["sources"], verifier]}
+    found = problems(preflight(ppo(chains, reward=both)))
+    assert found[id].severity == "warning"
+
+
 def test_a_missing_reward_file(chains: Path, tmp_path: Path) -> None:
     reward = {"sources": [{"kind": "python", "path": str(tmp_path / "absent.py")}]}
     assert "does not exist" in one(preflight(ppo(chains, reward=reward)), "R001", 5).detail
