@@ -52,14 +52,11 @@ class ModelReward:
                 outcomes[place] = Outcome("error", error=str(error))
                 continue
             except (
-                TypeError,
-                ValueError,
-                KeyError,
-                AttributeError,
-            ) as error:  # messages of a shape it never met
+                Exception
+            ) as error:  # messages of a shape it never met; the tokenizer raises bare Exception
                 outcomes[place] = Outcome(
                     "error",
-                    error=f"the reward model's template cannot render the messages: {type(error).__name__}: {error}",
+                    error=f"the reward model cannot read the messages: {type(error).__name__}: {error}",
                 )
                 continue
             rows.append(bridged.ids)
