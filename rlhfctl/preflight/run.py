@@ -93,11 +93,11 @@ def run_check(name: str, check: Callable[[Inputs], Iterable[Finding]], inputs: I
         for finding in check(inputs):  # what it found before it broke stays
             findings.append(finding)
     except NotThere as reason:
-        findings.append(Finding("P001", "info", f"{name}: not (wholly) checked", str(reason)))
+        findings.append(Finding("C001", "info", f"{name}: not (wholly) checked", str(reason)))
     except RlhfctlError as error:
         findings.append(
             Finding(
-                "P002",
+                "C002",
                 "error",
                 f"{name}: what it needs cannot be read",
                 error.message,
@@ -110,7 +110,7 @@ def run_check(name: str, check: Callable[[Inputs], Iterable[Finding]], inputs: I
             traceback.print_exc()
         findings.append(
             Finding(
-                "P003",
+                "C003",
                 "error",
                 f"{name}: the check itself failed",
                 f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})",

@@ -19,7 +19,7 @@ def test_list(cli: Cli) -> None:
     assert listed.err == ""
     rows = cli("recipes", "--json").object["recipes"]
     assert [row["name"] for row in rows] == shipped_names()
-    assert {row["task"] for row in rows} == {"sft", "ppo"}
+    assert {row["task"] for row in rows} == {"sft", "rm", "ppo"}
 
 
 def test_show_is_the_file_itself_and_runs_as_a_recipe(cli: Cli) -> None:
@@ -40,7 +40,7 @@ def test_every_shipped_recipe_dry_runs_where_its_model_and_data_are_absent(cli: 
     told = ended.object
     assert ended.code in (4, 5)
     assert told["recipe"]["name"] == name.replace("/", "-")
-    assert "P003" not in {finding["id"] for finding in told["findings"]}
+    assert "C003" not in {finding["id"] for finding in told["findings"]}
     wrong = [finding for finding in told["findings"] if finding["severity"] == "error"]
     assert {"W001", "W002"} & {finding["id"] for finding in wrong}
     assert all(finding["fix"] for finding in wrong)
@@ -58,7 +58,7 @@ def test_mistakes(cli: Cli) -> None:
         (["show"], "which one?"),
         (["show", "quickstart/pppo"], "did you mean quickstart/ppo?"),
         (["schema"], "of which task?"),
-        (["schema", "rm"], "rm is not built yet"),
+        (["schema", "oreo"], "oreo is not built yet"),
         (["schema", "dpo"], "there is no task dpo"),
         (["list", "quickstart/ppo"], "takes no name"),
     ]:

@@ -21,7 +21,7 @@ def test_every_finding_has_a_row_and_every_row_a_finding(repo: Path) -> None:
     assert len(documented) == len(set(documented))
     files = [path for path in (repo / "rlhfctl" / "preflight").glob("*.py") if path.name != "template.py"]
     made = {name for path in files for name in re.findall(r'"([WDMRSXP]\d{3})"', path.read_text())}
-    assert {"W001", "D001", "M001", "R001", "S001", "X001", "P001"} <= made
+    assert {"W001", "D001", "M001", "R001", "S001", "X001", "C001"} <= made
     assert set(documented) == made | {"T000"}
 
 

@@ -107,7 +107,7 @@ def test_an_absent_policy_is_one_finding(chains: Path) -> None:
     report = preflight(recipe)
     finding = one(report, "W001", 5)
     assert "does not exist" in finding.title
-    assert {f.title for f in report.findings if f.id == "P001"}, "what could not be checked is said"
+    assert {f.title for f in report.findings if f.id == "C001"}, "what could not be checked is said"
 
 
 @pytest.mark.parametrize("offline", ["1", "0"])
@@ -226,7 +226,7 @@ def test_a_policy_without_a_template(chains: Path, tmp_path: Path) -> None:
     report = preflight(sft(chains, policy={"from_config": str(model), "tokenizer": str(model)}))
     assert report.exit_code == 3
     assert len([f for f in report.findings if f.severity == "error"]) == 1
-    assert any(f.id == "P001" and f.title.startswith("rows") for f in report.findings)
+    assert any(f.id == "C001" and f.title.startswith("rows") for f in report.findings)
 
 
 # Data
@@ -428,7 +428,7 @@ def test_one_broken_check_does_not_hide_the_others(chains: Path) -> None:
         raise ZeroDivisionError("division by zero")
 
     found = run_check("data", broken, Inputs(TASKS["sft"].model_validate(sft(chains)), None, False))
-    assert [finding.id for finding in found] == ["D004", "P003"]
+    assert [finding.id for finding in found] == ["D004", "C003"]
     assert "ZeroDivisionError" in found[1].detail
     assert Report(found).exit_code == 1
 
