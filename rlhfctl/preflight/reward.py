@@ -1,6 +1,7 @@
 """The reward called on a few real rows, with a right and a wrong answer where there is a label (R...).
 
-A reward model is not run here (no torch before launch): model.py checks its head, the template check its text.
+A reward model is not run here (no torch before launch): model.py checks its head, the template check its text. One
+behind a remote source is asked like any other, but it is learned: it may fail on some odd text and may err.
 """
 
 from dataclasses import dataclass, field
@@ -45,7 +46,9 @@ def check(inputs: Inputs) -> list[Finding]:
         return findings
     probes = make_probes(samples)
     try:
-        sources = build_sources(reward.model_copy(update={"sources": callable_sources}))
+        sources = build_sources(
+            reward.model_copy(update={"sources": callable_sources}), template=inputs.recipe.template
+        )
     except RlhfctlError as error:
         return [
             *findings,
@@ -63,7 +66,8 @@ def check(inputs: Inputs) -> list[Finding]:
     finally:
         for source in sources:
             source.close()
-    return findings + judged_together(found)
+    silent = [finding for source in sources for finding in silent_servers(source)]
+    return findings + silent + judged_together(found)
 
 
 def judged_together(found: list[list[Finding]]) -> list[Finding]:
@@ -136,6 +140,26 @@ def plain_texts(sample: Sample) -> list[str]:
     return [content for content in contents if isinstance(content, str) and content]
 
 
+def silent_servers(source: Source) -> list[Finding]:
+    """R006: a remote source has several servers, and some did not answer."""
+    return [
+        Finding(
+            "R006",
+            "warning",
+            f"the reward server {url} does not answer",
+            why,
+            "the others are used; it is asked again when it is back",
+            "reward",
+        )
+        for url, why in getattr(source, "silent", {}).items()
+    ]
+
+
+def is_learned(source: Source) -> bool:
+    """A reward model behind a remote source."""
+    return getattr(getattr(source, "info", None), "kind", "") == "model"
+
+
 def source_findings(source: Source, probes: list[Probe]) -> list[Finding]:
     """R002 a failure, R003 a constant, R004 wrong answers liked as much as right ones."""
     batch = [scored_sample(probe.sample, text) for probe in probes for text in probe.texts]
@@ -146,7 +170,7 @@ def source_findings(source: Source, probes: list[Probe]) -> list[Finding]:
         return [
             Finding(
                 "R002",
-                "error",
+                "warning" if is_learned(source) and len(failed) < len(batch) else "error",
                 f"reward {source.name} failed on {len(failed)} of {len(batch)} tried responses",
                 "; ".join(causes[:3]),
                 "correct the reward function; it must give a finite number for any response",
@@ -200,7 +224,7 @@ def preference_findings(source: Source, probes: list[Probe], outcomes: list[Outc
     return [
         Finding(
             "R004",
-            "error" if len(not_better) == compared else "warning",
+            "error" if len(not_better) == compared and not is_learned(source) else "warning",
             f"reward {source.name} scores a right answer no higher than a wrong one on {len(not_better)} of "
             f"{compared} labelled rows",
             f"rows {named}; tried: the row's own answer and its label in the usual forms",

@@ -1,6 +1,6 @@
 """The template gate on a recipe: the policy against every reward model, with the recipe's own data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ def check(inputs: Inputs) -> Iterator[Finding]:
 def check_gate(inputs: Inputs) -> Iterator[Finding]:
     """A finding on the policy once, those on reward models for each of them; nothing of info level."""
     from rlhfctl.preflight.conversations import of_samples
+    from rlhfctl.preflight.remote import remote_sides
 
     recipe = inputs.recipe
     inputs.directory(inputs.tokenizer_path)
@@ -62,9 +63,9 @@ def check_gate(inputs: Inputs) -> Iterator[Finding]:
     with suppress(NotThere):  # the data check has reported it
         conversations = of_samples(inputs.samples("train").samples, recipe.task == "ppo")
     seen = set()
-    for report in gate(
-        recipe, conversations, models=[m for m in inputs.reward_models if readable(inputs, m.path)]
-    ):
+    models = [model for model in inputs.reward_models if readable(inputs, model.path)]
+    remote = [] if inputs.quick else remote_sides(recipe.reward)
+    for report in gate(recipe, conversations, models=models, remote=remote):
         for found in report.findings:
             key = (found.id, found.side, found.detail)
             if found.severity == "info" or key in seen:
@@ -92,8 +93,10 @@ def gate(
     models: "list[ModelSource] | None" = None,
     clock: datetime | None = None,
     messages: "list[dict[str, Any]] | None" = None,
+    remote: "Sequence[Side]" = (),
 ) -> "list[Report]":
-    """One report per reward model, or one on the policy alone. models: default, all of the recipe.
+    """One report per reward model, or one on the policy alone. models: default, all of the recipe; remote: those that
+    a handshake told of.
 
     Raises UsageError for a side that cannot be read."""
     from rlhfctl.preflight.conversations import look
@@ -121,6 +124,7 @@ def gate(
     )
     reports = []
     rights: list[Side | None] = [load_side(model.path, None, model.template_kwargs) for model in models]
+    rights += remote
     for right in rights or [None]:
         report = inspect(left, right, options)
         for found in report.findings:

@@ -92,11 +92,12 @@ class Servers:
             server.failures, server.down_until = 0, 0.0
             return answer
 
-        return self._retrying(deadline)(attempt)
+        return self._retrying(deadline, len(self.all) > 1)(attempt)
 
     def handshake(self, server: Server, deadline: float) -> Info:
         """Raises Transient where it does not answer, Permanent where it is no reward service of this schema."""
-        answer = self._retrying(deadline)(lambda: self._request(server, "GET", "/v1/info", None, deadline))
+        retrying = self._retrying(deadline, failover=False)
+        answer = retrying(lambda: self._request(server, "GET", "/v1/info", None, deadline))
         if isinstance(answer, dict) and answer.get("schema") not in (None, SCHEMA):
             raise Permanent(f"speaks schema {answer['schema']}, this trainer schema {SCHEMA}")
         try:
@@ -105,7 +106,7 @@ class Servers:
             first = problems(error)[0]
             raise Permanent(f"gives no usable /v1/info: {first['field']}: {first['problem']}") from None
 
-    def _retrying(self, deadline: float) -> Retrying:
+    def _retrying(self, deadline: float, failover: bool) -> Retrying:
         backoff = wait_random_exponential(multiplier=0.25, max=8)
 
         def stop(state: RetryCallState) -> bool:
@@ -114,7 +115,7 @@ class Servers:
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
             now = time.monotonic()
-            if len(self.all) > 1 and any(server.down_until <= now for server in self.all):
+            if failover and any(server.down_until <= now for server in self.all):
                 return 0.0
             asked = error.retry_after if isinstance(error, Transient) else 0.0
             return max(0.0, min(max(backoff(state), asked), LONGEST_PAUSE, deadline - now))
