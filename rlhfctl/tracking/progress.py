@@ -1,13 +1,16 @@
 """What a person sees while a run goes on: one live line on a terminal, plain lines otherwise."""
 
+import shutil
 import sys
 import time
 
 SHOWN = {
     "loss/sft": "loss",
+    "loss/rm": "loss",
     "loss/policy": "loss",
     "reward/mean": "reward",
     "kl/reference": "kl",
+    "rm/accuracy": "accuracy",
     "eval/accuracy": "eval",
     "eval/loss": "eval loss",
 }
@@ -50,7 +53,9 @@ class Progress:
     def update(self, step: int, metrics: dict[str, float]) -> None:
         text = self.line(step, metrics)
         if self.interactive:
-            sys.stderr.write(f"\r{text}\x1b[K")
+            # A line that wraps cannot be rewritten.
+            shown = text[: max(20, shutil.get_terminal_size().columns - 1)]
+            sys.stderr.write(f"\r{shown}\x1b[K")
             sys.stderr.flush()
             self.open = True
         else:

@@ -1,0 +1,51 @@
+import io
+import json
+
+import pytest
+
+from rlhfctl.tracking.metrics import append_jsonl, rounded
+from rlhfctl.tracking.progress import Progress, duration
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+def test_plain_lines(clock):
+    said = []
+    progress = Progress(400, 100, said.append, interactive=False)
+    clock[0] += 38.0
+    progress.update(120, {"loss/policy": 0.412, "reward/mean": 0.71, "kl/reference": 0.00004, "lr": 1.0})
+    assert said == ["step 120/400  loss 0.412  reward 0.710  kl 4.0e-05  1.90 s/step  eta 9m"]
+
+
+def test_the_live_line_is_rewritten_and_never_wraps(clock, monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stderr", out)
+    monkeypatch.setenv("COLUMNS", "30")
+    progress = Progress(10, 0, print, interactive=True)
+    clock[0] += 1.0
+    progress.update(1, {"loss/sft": 2.0})
+    progress.update(10, {"loss/sft": 1.0})
+    progress.close()
+    progress.close()
+    written = out.getvalue()
+    assert written.endswith("\n")
+    assert written.count("\n") == 1
+    first, second = written.strip("\n").split("\x1b[K")[:2]
+    assert first == "\rstep 1/10  loss 2.000  1.00 s"
+    assert second == "\rstep 10/10  loss 1.000  0.10 "
+
+
+def test_durations():
+    assert [duration(seconds) for seconds in (5, 120, 7200)] == ["5s", "2m", "2.0h"]
+
+
+def test_records_are_json_whatever_the_numbers(tmp_path):
+    append_jsonl(tmp_path / "m.jsonl", {"step": 1, "a": float("nan"), "b": [1 / 3, float("inf")], "c": "ü"})
+    record = json.loads((tmp_path / "m.jsonl").read_text())
+    assert record == {"step": 1, "a": None, "b": [0.333333333, None], "c": "ü"}
+    assert rounded({"x": (1e-20, True)}) == {"x": [1e-20, True]}
