@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from rlhfctl.recipe.tasks import AnyRecipe
     from rlhfctl.trainers.context import RunContext
 
-TRAINERS = {"sft": "rlhfctl.trainers.sft", "ppo": "rlhfctl.trainers.ppo"}
+TRAINERS = {
+    "sft": "rlhfctl.trainers.sft",
+    "rm": "rlhfctl.trainers.reward_model",
+    "ppo": "rlhfctl.trainers.ppo",
+}
 
 # mallopt parameters (malloc.h): large tensors come from the heap and stay there, which saves the page faults of
 # mapping and unmapping them at every step.

@@ -13,7 +13,7 @@ from typing import Any
 
 Candidate = tuple[str, str]
 
-TRAINING = ("sft", "ppo")
+TRAINING = ("sft", "rm", "ppo")
 SPECIAL = re.compile(r"""([\s'"\\$&;|<>()*?\[\]{}!#`~])""")
 
 

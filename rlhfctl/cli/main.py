@@ -17,7 +17,7 @@ from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, TERMINATED, USAGE
 from rlhfctl.cli.inspect_template import inspect_template
 from rlhfctl.cli.recipes import recipes
 from rlhfctl.cli.serve_rm import serve_rm
-from rlhfctl.cli.train import ppo, sft
+from rlhfctl.cli.train import ppo, rm, sft
 from rlhfctl.errors import RlhfctlError
 
 SECTIONS = {
@@ -28,6 +28,7 @@ SECTIONS = {
 }
 BUILT: dict[str, Callable[..., int]] = {
     "sft": sft,
+    "rm": rm,
     "ppo": ppo,
     "inspect-template": inspect_template,
     "recipes": recipes,

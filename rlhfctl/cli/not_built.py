@@ -8,7 +8,6 @@ from rlhfctl.errors import UsageError
 
 # Shown in the help; a command leaves this table when it is built.
 COMMANDS = {
-    "rm": "Reward model from preferences",
     "reft": "Reinforced fine-tuning",
     "oreo": "Offline reasoning optimisation",
     "eval": "Accuracy of a model or a run",

@@ -56,6 +56,33 @@ def sft(
     return train(ctx.obj, "sft", recipe, overrides or [], run_dir, resume, dry_run)
 
 
+def rm(
+    ctx: typer.Context,
+    recipe: RecipeArgument = None,
+    overrides: OverridesArgument = None,
+    run_dir: RunDirOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Reward model from pairs, right or wrong answers, or steps.
+
+    \b
+    RECIPE     a path, - for stdin, or a shipped name (rlhfctl recipes)
+    KEY=VALUE  a change of a recipe key: optim.lr=1e-5 data.train.0.path=f.jsonl
+
+    \b
+    Examples:
+      rlhfctl rm quickstart/rm policy.path=runs/a/final
+      rlhfctl rm my.yaml algorithm.objective=outcome
+      rlhfctl rm my.yaml --dry-run --json
+      rlhfctl rm --resume --run-dir runs/c
+    """
+    return train(ctx.obj, "rm", recipe, overrides or [], run_dir, resume, dry_run)
+
+
 def ppo(
     ctx: typer.Context,
     recipe: RecipeArgument = None,

@@ -1,5 +1,7 @@
 """Load a causal language model so that nothing in it is random unless the recipe says so."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +45,19 @@ def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module
         model, report = loaded
         refuse_incomplete(str(policy.path), report)
     return prepare(model, device, policy.gradient_checkpointing)
+
+
+@contextmanager
+def own_words() -> Iterator[None]:
+    """Inside: no table of missing and unexpected weights from transformers; the caller says what matters."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def refuse_incomplete(path: str, report: dict[str, Any]) -> None:
@@ -116,13 +131,14 @@ def load_trunk(
     from transformers import AutoModel
 
     attention.register()
-    loaded: Any = AutoModel.from_pretrained(
-        path,
-        dtype=dtype,
-        attn_implementation=attention.NAME,
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-    )
+    with own_words():
+        loaded: Any = AutoModel.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
     trunk, report = loaded
     refuse_incomplete(path, report)
     return prepare(trunk, device, gradient_checkpointing)

@@ -43,6 +43,29 @@ def pack(
     bucket: the pack is filled up to a multiple of so many tokens, so that few different shapes occur
     (models/linear.py: shape_bucket says when that pays).
     """
+    return _lay(rows, ids, trained, 1, device, bucket)
+
+
+def pack_reading(
+    rows: Sequence[int],
+    ids: Sequence[Sequence[int]],
+    read: Sequence[Sequence[int]],
+    device: torch.device | str = "cpu",
+    bucket: int = 1,
+) -> Pack:
+    """Lay `rows` end to end and read hidden states at the token indices read[i] of row i (reward models): those are
+    the pack's predictors; targets are the tokens that stand there."""
+    return _lay(rows, ids, read, 0, device, bucket)
+
+
+def _lay(
+    rows: Sequence[int],
+    ids: Sequence[Sequence[int]],
+    places: Sequence[Sequence[int]],
+    shift: int,
+    device: torch.device | str,
+    bucket: int,
+) -> Pack:
     flat: list[int] = []
     positions: list[int] = []
     predictors: list[int] = []
@@ -52,8 +75,8 @@ def pack(
         tokens = ids[row]
         flat.extend(tokens)
         positions.extend(range(len(tokens)))
-        predictors.extend(start + index - 1 for index in trained[row])
-        targets.extend(tokens[index] for index in trained[row])
+        predictors.extend(start + index - shift for index in places[row])
+        targets.extend(tokens[index] for index in places[row])
     lengths = [len(ids[row]) for row in rows]
     filler = -len(flat) % bucket
     if filler:  # a document of its own that nothing reads
@@ -67,7 +90,7 @@ def pack(
         predictors=torch.tensor(predictors, dtype=torch.long, device=device),
         targets=torch.tensor(targets, dtype=torch.long, device=device),
         rows=list(rows),
-        counts=[len(trained[row]) for row in rows],
+        counts=[len(places[row]) for row in rows],
     )
 
 

@@ -1,78 +1,177 @@
-"""A reward model for scoring: backbone plus linear head, read at the last token. Never a random head.
+"""A reward model for scoring: backbone plus linear head. Never a random head.
 
 Value-head rule: a head is always created and replaced when the checkpoint holds one. Where it holds none, scoring
 is refused with the names that were looked for and those that were found.
+
+How the score is read is written in the checkpoint's configuration, reward_model.read:
+last_token   head at the last token that is not padding, as AutoModelForSequenceClassification does (the default)
+token_sum    sum of the head over the response's tokens
+step_end     head at the end of each step; the score of an answer is its lowest step
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
-from rlhfctl.models.attention import PackedLayout
-from rlhfctl.models.load import load_trunk
-from rlhfctl.models.packing import plan_packs
-from rlhfctl.models.value_head import ValueHead, head_names, read_head, tensor_names
+from rlhfctl.models.load import config_of, load_trunk
+from rlhfctl.models.packing import pack_reading, plan_packs
+from rlhfctl.models.value_head import (
+    Head,
+    ValueHead,
+    find_head,
+    head_names,
+    read_config,
+    tensor_names,
+    token_classifier,
+)
+
+READS = ("last_token", "token_sum", "step_end")
 
 
 class RewardModel(nn.Module):
-    """score = head(h_last), then (score - mean) / std where the checkpoint asks for it."""
+    """score = head(h) as `read` says, then (score - mean) / std where the checkpoint asks for it.
 
-    def __init__(self, trunk: nn.Module, head: Tensor, mean: float, std: float) -> None:
+    pad: a trailing token that is not read, None: the very last token is read. separator: between steps.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: Tensor,
+        mean: float,
+        std: float,
+        bias: float = 0.0,
+        read: str = "last_token",
+        pad: int | None = None,
+        separator: str = "\n",
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = ValueHead(head.shape[1])
         self.head.weight.data.copy_(head)
         self.mean = mean
         self.std = std
+        self.bias = bias
+        self.read = read
+        self.pad = pad
+        self.separator = separator
+
+    def score(
+        self, rows: Sequence[list[int]], budget: int, places: Sequence[Sequence[int]] | None = None
+    ) -> list[float]:
+        """One float per row of token ids; packed without padding under `budget` tokens a forward pass.
+
+        places: for token_sum the indices of each row's response tokens, for step_end those of the ends of its steps.
+        """
+        if self.read == "last_token":
+            places = [[last_read(row, self.pad)] for row in rows]
+        elif places is None:
+            raise ValueError(f"a reward model that reads {self.read} needs the places")
+        join = min if self.read == "step_end" else sum
+        totals = [float(join(values)) for values in self.at(rows, places, budget)]
+        return [(total - self.mean) / self.std for total in totals]
 
     @torch.no_grad()
-    def score(self, rows: Sequence[list[int]], budget: int) -> list[float]:
-        """One float per row of token ids; packed without padding under `budget` tokens a forward pass."""
+    def at(
+        self, rows: Sequence[list[int]], places: Sequence[Sequence[int]], budget: int
+    ) -> list[list[float]]:
+        """The head at the given token indices of each row, as it is: without mean and std."""
         device = self.head.weight.device
-        scores = [0.0] * len(rows)
+        found: list[list[float]] = [[] for _ in rows]
         lengths = [len(row) for row in rows]
         for members in plan_packs(range(len(rows)), lengths, budget):
-            ids = torch.tensor([[token for row in members for token in rows[row]]], device=device)
-            positions = torch.tensor([[p for row in members for p in range(lengths[row])]], device=device)
-            sizes = torch.tensor([lengths[row] for row in members], device=device)
-            layout = PackedLayout.of_lengths(sizes.tolist())
+            pack = pack_reading(members, rows, places, device)
             hidden = self.trunk(
-                input_ids=ids, position_ids=positions, use_cache=False, layout=layout
+                input_ids=pack.ids, position_ids=pack.positions, use_cache=False, layout=pack.layout
             ).last_hidden_state[0]
-            found = (self.head(hidden[sizes.cumsum(0) - 1]) - self.mean) / self.std
-            for row, value in zip(members, found.tolist(), strict=True):
-                scores[row] = value
-        return scores
+            values = iter((self.head(hidden[pack.predictors]) + self.bias).tolist())
+            for row, count in zip(pack.rows, pack.counts, strict=True):
+                found[row] = [next(values) for _ in range(count)]
+        return found
+
+
+def last_read(row: Sequence[int], pad: int | None) -> int:
+    """The index transformers reads: the rightmost token that is not the padding token."""
+    index = len(row) - 1
+    while index > 0 and row[index] == pad:
+        index -= 1
+    return index
 
 
 def load_reward_model(
     path: str, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
 ) -> RewardModel:
-    """Raises Refused where the checkpoint holds no usable head, or incomplete weights."""
+    """A checkpoint, or an adapter with its head over the checkpoint that it names.
+
+    Raises Refused where there is no usable head, or weights are incomplete."""
     directory = Path(path)
-    if not (directory / "config.json").is_file():
+    adapter = (directory / "adapter_config.json").is_file()
+    if not adapter and not (directory / "config.json").is_file():
         raise Refused(f"{path} is not a model directory: it has no config.json")
-    head = read_head(directory)
+    if adapter:
+        from rlhfctl.models.reward_adapter import base_of, load_adapter
+
+        base = base_of(directory)
+        trunk = load_trunk(str(base), dtype, device, trust_remote_code)
+        load_adapter(trunk, directory)
+        head = find_head(directory) or scoring_head(base, also=directory)
+        config = read_config(base) | read_config(directory)
+    else:
+        head = scoring_head(directory)
+        config = read_config(directory)
+        trunk = load_trunk(path, dtype, device, trust_remote_code)
+    if not bool(head.weight.any()):
+        raise Refused(f"the reward head of {path} is all zeros: every score would be the same")
+    width = config_of(trunk).hidden_size
+    if head.weight.shape[1] != width:
+        raise Refused(f"the reward head of {path} is {head.weight.shape[1]} wide, the model {width}")
+    mean, std = normalisation(path, config)
+    facts = config.get("reward_model") or {}
+    read = facts.get("read") or ("step_end" if token_classifier(config) else "last_token")
+    if read not in READS:
+        raise Refused(f"{path} reads its score by {read!r}: this version knows {', '.join(READS)}")
+    model = RewardModel(
+        trunk, head.weight, mean, std, head.bias, read, pad_of(config), facts.get("step_separator", "\n")
+    )
+    return model.to(device).eval()
+
+
+def pad_of(config: dict[str, Any]) -> int | None:
+    """OpenRLHF reads the last attended token, padding token or not."""
+    if "RewardModel" in (config.get("architectures") or ()):
+        return None
+    pad = config.get("pad_token_id")
+    return pad if isinstance(pad, int) else None
+
+
+def scoring_head(directory: Path, also: Path | None = None) -> Head:
+    """Raises Refused where the checkpoint (and the adapter `also` over it) holds none."""
+    head = find_head(directory)
     if head is None:
         names = sorted(tensor_names(directory))
         shown = ", ".join(name for name in names if "layers." not in name) or "nothing"
+        where = f"{directory}" if also is None else f"neither {also} nor its base {directory}"
         raise Refused(
-            f"{path} holds no reward head: looked for {', '.join(head_names(directory))}, found {shown}; "
-            "its scores would be random"
+            f"{where} holds {'no' if also is None else 'a'} reward head: looked for "
+            f"{', '.join(head_names(directory))}, found {shown}; its scores would be random"
         )
-    if not bool(head.any()):
-        raise Refused(f"the reward head of {path} is all zeros: every score would be the same")
-    config = json.loads((directory / "config.json").read_text())
-    mean, std = 0.0, 1.0
-    if config.get("normalize_reward"):
+    return head
+
+
+def normalisation(path: str, config: dict[str, Any]) -> tuple[float, float]:
+    """Mean and std of the scores where the checkpoint asks for it, else 0 and 1; finite or Refused."""
+    if not config.get("normalize_reward"):
+        return 0.0, 1.0
+    try:
         mean, std = float(config.get("mean", "nan")), float(config.get("std", "nan"))
-        if not (abs(mean) < float("inf") and 0 < std < float("inf")):
-            raise Refused(
-                f"{path} asks for normalised rewards, but its mean ({mean}) and std ({std}) are not usable"
-            )
-    trunk = load_trunk(path, dtype, device)
-    return RewardModel(trunk, head, mean, std).to(device).eval()
+    except (TypeError, ValueError):
+        mean, std = float("nan"), float("nan")
+    if not (abs(mean) < float("inf") and 0 < std < float("inf")):
+        raise Refused(
+            f"{path} asks for normalised rewards, but its mean ({mean}) and std ({std}) are not usable"
+        )
+    return mean, std

@@ -16,6 +16,7 @@ from rlhfctl.recipe.sections import ModelSource, Rollout, VerifierSource
 
 if TYPE_CHECKING:
     from rlhfctl.data.encode import DropReport, PromptRow, SftRow
+    from rlhfctl.data.encode_judged import JudgedRow
     from rlhfctl.data.load import Loaded
     from rlhfctl.data.samples import Sample
     from rlhfctl.recipe.tasks import AnyRecipe
@@ -34,7 +35,7 @@ class NotThere(Exception):
 class Encoded:
     """rows: what would be trained on or answered; every: one row in so many was looked at."""
 
-    rows: "list[SftRow] | list[PromptRow]"
+    rows: "list[SftRow] | list[PromptRow] | list[JudgedRow]"
     report: "DropReport"
     every: int
 
@@ -120,7 +121,8 @@ class Inputs:
         def read() -> "Loaded":
             from rlhfctl.data.load import load_samples
 
-            return load_samples(getattr(self.recipe.data, split), self.recipe.data.max_bad_rows)
+            sources = getattr(self.recipe.data, split)
+            return load_samples(sources, self.recipe.data.max_bad_rows, judged=self.recipe.task == "rm")
 
         return self.once(f"data.{split}", read)
 
@@ -138,6 +140,16 @@ class Inputs:
                 prompts, report = encode_prompts(chosen, self.encoder, self.rollout.max_prompt_length)
                 return Encoded(prompts, report, every)
             data = self.recipe.data
+            if self.recipe.task == "rm":
+                from rlhfctl.data.encode_judged import encode_judged, pipeline, wanted_of
+
+                judged, report = encode_judged(
+                    chosen,
+                    pipeline(self.recipe.template, self.encoder),
+                    data.max_length,
+                    wanted_of(self.recipe.algorithm),
+                )
+                return Encoded(judged, report, every)
             rows, report = encode_sft(chosen, self.encoder, data.max_length, data.train_on)
             return Encoded(rows, report, every)
 
@@ -151,7 +163,9 @@ class Inputs:
     def rollout(self) -> Rollout:
         """How prompts are answered, in training or in evaluation."""
         recipe = self.recipe
-        return recipe.evaluation_rollout() if recipe.task == "sft" else recipe.rollout
+        rollout = recipe.evaluation_rollout() if recipe.task == "sft" else recipe.rollout
+        assert rollout is not None  # rm answers nothing
+        return rollout
 
     @property
     def reward_models(self) -> list[ModelSource]:

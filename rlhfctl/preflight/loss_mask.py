@@ -10,6 +10,8 @@ ROWS = 200
 def check(inputs: Inputs) -> list[Finding]:
     if inputs.answered("train"):
         return []  # what the policy samples is trained, and nothing else
+    if inputs.recipe.task == "rm":
+        return []  # no token is trained: scores are (judgements.py)
     rows = [row for row in inputs.encoded("train").rows[:ROWS] if isinstance(row, SftRow)]
     return mask_findings(rows, set(inputs.encoder.stop_ids))
 

@@ -9,7 +9,7 @@ from typing import Any
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, locate, looks_like_hub_id
-from rlhfctl.preflight.weights import Entry, read_floats
+from rlhfctl.preflight.weights import Checkpoint, Entry, read_floats
 
 
 def check(inputs: Inputs) -> Iterator[Finding]:
@@ -91,7 +91,7 @@ def check_files(inputs: Inputs, key: str, path: str, weights: bool) -> list[Find
     directory = inputs.directory(path)
     if key == "policy.tokenizer":
         return []  # the template check reads it
-    if not inputs.config(path):
+    if not inputs.config(path) and not adapter(inputs, path):
         return [
             error(
                 "W004", f"{key}: {path} has no config.json", f"looked in {directory}", f"set {key} to a model"
@@ -140,8 +140,10 @@ def check_head(inputs: Inputs, path: str) -> list[Finding]:
         return []  # reported already, or pickled: the worker checks it on loading
     config = inputs.config(path)
     names = head_names(config)
-    entry = next((checkpoint.tensors[name] for name in names if name in checkpoint.tensors), None)
+    entry = find_head(checkpoint, config)
     if entry is None:
+        if adapter(inputs, path):
+            return []  # its base may hold the head: the worker reads both
         return [
             error(
                 "W007",
@@ -151,7 +153,9 @@ def check_head(inputs: Inputs, path: str) -> list[Finding]:
                 side="rm",
             )
         ]
-    return head_findings(path, entry, config)
+    return head_findings(
+        "reward.sources", path, entry, config, "point to a reward model with one score", "rm"
+    )
 
 
 def head_names(config: dict[str, Any]) -> list[str]:
@@ -165,16 +169,40 @@ def head_names(config: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def head_findings(path: str, entry: Entry, config: dict[str, Any]) -> list[Finding]:
+def find_head(checkpoint: Checkpoint, config: dict[str, Any]) -> Entry | None:
+    """Names as in the model itself: peft puts `base_model.model.` and `modules_to_save` around them."""
+    plain = {
+        name.removeprefix("base_model.model.")
+        .replace(".modules_to_save.default", "")
+        .replace(".modules_to_save", ""): entry
+        for name, entry in checkpoint.tensors.items()
+    }
+    return next((plain[name] for name in head_names(config) if name in plain), None)
+
+
+def adapter(inputs: Inputs, path: str) -> bool:
+    return (inputs.directory(path) / "adapter_config.json").is_file()
+
+
+def head_findings(
+    key: str, path: str, entry: Entry, config: dict[str, Any], fix: str, side: str = "policy"
+) -> list[Finding]:
     hidden = config.get("hidden_size")
-    if len(entry.shape) != 2 or entry.shape[0] != 1 or (hidden is not None and entry.shape[1] != hidden):
+    # The two labels of a token classifier (wrong, right) make one score.
+    two = any(str(name).endswith("ForTokenClassification") for name in config.get("architectures") or ())
+    rows = (1, 2) if two else (1,)
+    if (
+        len(entry.shape) != 2
+        or entry.shape[0] not in rows
+        or (hidden is not None and entry.shape[1] != hidden)
+    ):
         return [
             error(
                 "W008",
-                f"reward.sources: the head of {path} has shape {list(entry.shape)}",
+                f"{key}: the head of {path} has shape {list(entry.shape)}",
                 f"a reward head is [1, {hidden or 'hidden'}]",
-                "point to a reward model with one score",
-                side="rm",
+                fix,
+                side=side,
             )
         ]
     values = read_floats(entry)
@@ -184,10 +212,10 @@ def head_findings(path: str, entry: Entry, config: dict[str, Any]) -> list[Findi
     return [
         error(
             "W009",
-            f"reward.sources: the head of {path} is {what}",
+            f"{key}: the head of {path} is {what}",
             "",
-            "point to a trained reward model",
-            side="rm",
+            fix,
+            side=side,
         )
     ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.preflight import data, loss_mask, machine, model, reward, shapes, template
+from rlhfctl.preflight import data, judgements, loss_mask, machine, model, reward, shapes, template
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere
 
@@ -22,6 +22,7 @@ CHECKS: dict[str, Callable[[Inputs], Iterable[Finding]]] = {
     "rows": data.check_rows,
     "template gate": template.check_gate,  # weighs its findings by the rows, so it comes after them
     "loss mask": loss_mask.check,
+    "judgements": judgements.check,
     "shapes": shapes.check,
     "reward": reward.check,
     "machine": machine.check,

@@ -71,7 +71,7 @@ def check_gate(inputs: Inputs) -> Iterator[Finding]:
             if found.severity == "info" or key in seen:
                 continue
             seen.add(key)
-            if found.side == "policy" and found.id not in (TRAINED if recipe.task == "sft" else SAMPLED):
+            if found.side == "policy" and found.id not in (TRAINED if recipe.task != "ppo" else SAMPLED):
                 continue
             if recipe.template.on_mismatch == "warn" and found.severity == "error":
                 found.severity = "warning"
@@ -136,7 +136,7 @@ def gate(
 
 def task_traits(recipe: "AnyRecipe", seen: Traits) -> Traits:
     """Several answers in one conversation matter only where all of them are trained from one render."""
-    if recipe.task == "ppo" or recipe.data.train_on == "last_assistant":
+    if recipe.task != "sft" or recipe.data.train_on == "last_assistant":
         return Traits(
             seen.rows, {trait: row for trait, row in seen.found.items() if trait != "several_answers"}
         )

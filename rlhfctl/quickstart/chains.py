@@ -14,8 +14,9 @@ facts it slips with probability SLIP. It goes on from what it wrote. So SFT lear
 answers are worse than its samples, and more demonstrations do not help: a reward does.
 
 `python -m rlhfctl.quickstart.chains OUT --seed 0` writes OUT/model (configuration and tokenizer of a 163k-parameter
-Llama, no weights: the SFT recipe starts from random ones) and OUT/data/{sft,prompts,eval}.jsonl. Standard library
-and tokenizers only, and a function of the seed alone.
+Llama, no weights: the SFT recipe starts from random ones) and OUT/data/{sft,prompts,eval}.jsonl, for reward models
+pairs.jsonl, pairs_eval.jsonl (a right chain against a wrong one) and steps.jsonl (which lines of a chain are right).
+Standard library and tokenizers only, and a function of the seed alone.
 """
 
 import argparse
@@ -34,6 +35,10 @@ SLIP = 0.03
 SFT_ROWS = 20_000
 RL_PROMPTS = 2_000
 EVAL_PROMPTS = 1_000
+PAIRS = 24_000
+EVAL_PAIRS = 1_000
+STEP_ROWS = 8_000
+SLIPS = 0.5  # share of wrong chains that go wrong anywhere, not where the annotator does
 
 PAD, EOS = "<pad>", "<eos>"
 VOCABULARY = [*"0123456789", "+", "-", "*", "=", "\n", "#", "?", PAD, EOS]
@@ -50,14 +55,17 @@ def apply(a: int, op: str, b: int) -> int:
     return {"+": a + b, "-": a - b, "*": a * b}[op] % 10
 
 
-def draw_prompts(count: int, rng: random.Random) -> list[str]:
-    """`count` different prompts, without the question mark: a digit, then N_OPS times an operator and a digit."""
+def draw_prompts(count: int, rng: random.Random, used: Iterable[str] = ()) -> list[str]:
+    """`count` different prompts, none of `used`, without the question mark: a digit, then N_OPS times an operator and a
+    digit."""
+    taken = set(used)
     prompts: dict[str, None] = {}
     while len(prompts) < count:
         text = str(rng.randrange(10))
         for _ in range(N_OPS):
             text += OPS[rng.randrange(len(OPS))] + str(rng.randrange(10))
-        prompts[text] = None
+        if text not in taken:
+            prompts[text] = None
     return list(prompts)
 
 
@@ -86,13 +94,46 @@ def _annotate(fact: Fact, right: int, hard: dict[Fact, int], rng: random.Random)
     return right if rng.random() >= SLIP else (right + 1 + rng.randrange(9)) % 10
 
 
-def make_rows(seed: int) -> dict[str, list[dict[str, str]]]:
-    """Rows of the three files. No prompt is in two of them."""
+def wrong_chain(prompt: str, hard: dict[Fact, int], rng: random.Random) -> str:
+    """A chain that ends in the wrong digit: the annotator's, or a right one with slips where nobody makes them."""
+    right = chain(prompt)
+    while True:
+        if rng.random() < SLIPS:
+            value = int(prompt[0])
+            place = rng.randrange(N_OPS)
+            lines = []
+            for index, (op, digit) in enumerate(zip(prompt[1::2], prompt[2::2], strict=True)):
+                written = apply(value, op, int(digit))
+                if index == place:
+                    written = (written + 1 + rng.randrange(9)) % 10
+                lines.append(f"{value}{op}{digit}={written}")
+                value = written
+            found = "\n".join([*lines, f"#{value}"])
+        else:
+            found = chain(prompt, hard, rng)
+        if found[-1] != right[-1]:
+            return found
+
+
+def step_labels(steps: list[str]) -> list[bool]:
+    """Whether each line is right by itself; the last one, `#d`, whether it repeats the result before it."""
+    labels = [apply(int(line[0]), line[1], int(line[2])) == int(line[4]) for line in steps[:-1]]
+    return [*labels, steps[-1][1] == steps[-2][4]]
+
+
+def make_rows(seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the files. No prompt is in two of them."""
     rng = random.Random(f"mod-10 chains {seed}")
     hard = draw_hard_facts(rng)
     prompts = draw_prompts(SFT_ROWS + RL_PROMPTS + EVAL_PROMPTS, rng)
     sft, rl, evaluation = prompts[:SFT_ROWS], prompts[SFT_ROWS:-EVAL_PROMPTS], prompts[-EVAL_PROMPTS:]
+    judged = random.Random(f"judged mod-10 chains {seed}")
+    fresh = draw_prompts(PAIRS + EVAL_PAIRS + STEP_ROWS, judged, prompts)
+    pairs, held_out, stepped = fresh[:PAIRS], fresh[PAIRS:-STEP_ROWS], fresh[-STEP_ROWS:]
     return {
+        "pairs": [_pair(f"pair-{i}", prompt, hard, judged) for i, prompt in enumerate(pairs)],
+        "pairs_eval": [_pair(f"pair-eval-{i}", prompt, hard, judged) for i, prompt in enumerate(held_out)],
+        "steps": [_steps(f"steps-{i}", prompt, hard, judged) for i, prompt in enumerate(stepped)],
         "sft": [
             {"id": f"sft-{i}", "prompt": f"{prompt}?", "response": chain(prompt, hard, rng)}
             for i, prompt in enumerate(sft)
@@ -103,6 +144,24 @@ def make_rows(seed: int) -> dict[str, list[dict[str, str]]]:
             {**_question(f"eval-{i}", prompt), "solution": chain(prompt)}
             for i, prompt in enumerate(evaluation)
         ],
+    }
+
+
+def _pair(id: str, prompt: str, hard: dict[Fact, int], rng: random.Random) -> dict[str, Any]:
+    rejected = wrong_chain(prompt, hard, rng)
+    return {"id": id, "prompt": f"{prompt}?", "chosen": chain(prompt), "rejected": rejected}
+
+
+def _steps(id: str, prompt: str, hard: dict[Fact, int], rng: random.Random) -> dict[str, Any]:
+    text = chain(prompt, hard, rng) if rng.random() < 0.5 else wrong_chain(prompt, hard, rng)
+    steps = text.split("\n")
+    right = text[-1] == chain(prompt)[-1]
+    return {
+        "id": id,
+        "prompt": f"{prompt}?",
+        "completions": steps,
+        "labels": step_labels(steps),
+        "right": right,
     }
 
 
@@ -163,7 +222,7 @@ def write_model(directory: Path) -> None:
 
 
 def write_data(directory: Path, seed: int) -> dict[str, int]:
-    """The three .jsonl files; returns their row counts."""
+    """The .jsonl files; returns their row counts."""
     directory.mkdir(parents=True, exist_ok=True)
     rows = make_rows(seed)
     for name, content in rows.items():
@@ -175,7 +234,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
+def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

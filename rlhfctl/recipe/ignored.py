@@ -6,7 +6,7 @@ A key at its default is never reported, so a resolved recipe, which spells out e
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhfctl.recipe.tasks import PpoRecipe
+    from rlhfctl.recipe.tasks import PpoRecipe, RmRecipe
 
 
 def ignored_keys(recipe: "PpoRecipe") -> list[str]:
@@ -55,3 +55,39 @@ def ignored_keys(recipe: "PpoRecipe") -> list[str]:
     if recipe.reference is not None and not penalised:
         found.append("reference is ignored here: it belongs to algorithm.kl_coef above 0")
     return found
+
+
+def ignored_keys_of_rm(recipe: "RmRecipe") -> list[str]:
+    """As ignored_keys."""
+    algorithm = recipe.algorithm
+    pairwise = algorithm.objective == "pairwise"
+    sources = [*recipe.data.train, *recipe.data.eval]
+    table: list[tuple[str, Any, str, bool, str]] = [
+        ("algorithm", algorithm, "margin_coef", pairwise, "algorithm.objective pairwise"),
+        ("algorithm", algorithm, "center_coef", pairwise, "algorithm.objective pairwise"),
+        ("algorithm", algorithm, "step_coef", algorithm.objective != "step", "objectives other than step"),
+        (
+            "algorithm",
+            algorithm,
+            "outcome_threshold",
+            algorithm.objective == "outcome",
+            "algorithm.objective outcome",
+        ),
+        ("data", recipe.data, "train_on", False, "sft"),
+        ("train", recipe.train, "samples_every", False, "ppo"),
+        ("train", recipe.train, "samples_per_step", False, "ppo"),
+    ]
+    found = [
+        f"{section}.{key} is ignored here: it belongs to {owner}"
+        for section, values, key, used, owner in table
+        if not used and getattr(values, key) != type(values).model_fields[key].default
+    ]
+    if any(source.step_separator != "\n" for source in sources if not has_steps(source.format)):
+        found.append(
+            "data step_separator is ignored in rows without steps: it belongs to stepwise and trajectory"
+        )
+    return found
+
+
+def has_steps(format: str) -> bool:
+    return format in ("auto", "stepwise", "trajectory")

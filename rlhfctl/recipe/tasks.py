@@ -1,10 +1,10 @@
 """One schema per task: which sections a recipe of that task has, and what must agree between them."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlhfctl.recipe.ignored import ignored_keys
+from rlhfctl.recipe.ignored import ignored_keys, ignored_keys_of_rm
 from rlhfctl.recipe.sections import (
     Algorithm,
     Data,
@@ -13,6 +13,7 @@ from rlhfctl.recipe.sections import (
     Optim,
     Policy,
     Reward,
+    RewardModelling,
     Rollout,
     Section,
     Template,
@@ -24,7 +25,7 @@ GROUP_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_baseline")
 
 
 class Recipe(Section):
-    """What sft and ppo share."""
+    """What all tasks share."""
 
     name: str = Field(
         description="name of the run: runs/NAME/DATE is its default directory", pattern=r"^[\w.-]+$"
@@ -57,6 +58,26 @@ class SftRecipe(Recipe):
 
     def evaluation_rollout(self) -> Rollout:
         return self.rollout or Rollout()
+
+
+class RmRecipe(Recipe):
+    task: Literal["rm"] = Field(description="reward model from pairs, right or wrong answers, or steps")
+    algorithm: RewardModelling = Field(default_factory=RewardModelling)
+
+    # No answers are generated or rewarded here: what looks at these sections of other tasks finds none.
+    reward: ClassVar[None] = None
+    rollout: ClassVar[None] = None
+
+    @model_validator(mode="after")
+    def nothing_is_ignored(self) -> Self:
+        ignored = ignored_keys_of_rm(self)
+        if self.policy.lora is not None and self.policy.path is None:
+            ignored.append(
+                "policy.lora needs policy.path: an adapter on random weights has no base to belong to"
+            )
+        if ignored:
+            raise ValueError("; ".join(ignored))
+        return self
 
 
 class PpoRecipe(Recipe):
@@ -96,5 +117,9 @@ class PpoRecipe(Recipe):
         return self
 
 
-TASKS: dict[str, type[SftRecipe] | type[PpoRecipe]] = {"sft": SftRecipe, "ppo": PpoRecipe}
-AnyRecipe = SftRecipe | PpoRecipe
+TASKS: dict[str, type[SftRecipe] | type[RmRecipe] | type[PpoRecipe]] = {
+    "sft": SftRecipe,
+    "rm": RmRecipe,
+    "ppo": PpoRecipe,
+}
+AnyRecipe = SftRecipe | RmRecipe | PpoRecipe

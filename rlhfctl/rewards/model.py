@@ -7,11 +7,12 @@ import torch
 from jinja2 import TemplateError
 
 from rlhfctl.models.load import resolve_dtype
-from rlhfctl.models.reward_model import load_reward_model
+from rlhfctl.models.reward_model import last_read, load_reward_model
 from rlhfctl.recipe.sections import ModelSource, Template
 from rlhfctl.rewards.outcome import Outcome
-from rlhfctl.templates.bridge import Bridge, BridgeOptions, TooLong
+from rlhfctl.templates.bridge import Bridge, Bridged, BridgeOptions, TooLong
 from rlhfctl.templates.encode import ChatEncoder
+from rlhfctl.templates.places import response_places, split_steps, step_places
 
 TOKENS_PER_FORWARD = 8192
 
@@ -40,9 +41,11 @@ class ModelReward:
         rows: list[list[int]] = []
         places: list[int] = []
         texts: list[str] = []
+        read: list[list[int]] = []
         for place, sample in enumerate(samples):
             try:
                 bridged = self.bridge.encode(sample["messages"], sample["response"])
+                read.append(self.places(bridged, sample["response"]))
             except TemplateError as error:
                 outcomes[place] = Outcome(
                     "error", error=f"the reward model's template refuses the messages: {error}"
@@ -62,7 +65,7 @@ class ModelReward:
             rows.append(bridged.ids)
             places.append(place)
             texts.append(bridged.text)
-        scores = self.model.score(rows, TOKENS_PER_FORWARD)
+        scores = self.model.score(rows, TOKENS_PER_FORWARD, read)
         for place, value, text in zip(places, scores, texts, strict=True):
             finite = abs(value) < float("inf")
             outcomes[place] = (
@@ -71,6 +74,15 @@ class ModelReward:
                 else Outcome("error", error=f"the score is {value}")
             )
         return [outcome for outcome in outcomes if outcome is not None]
+
+    def places(self, bridged: Bridged, response: str) -> list[int]:
+        """The token indices that the model's score is read at, for models that read more than the last token."""
+        if self.model.read == "last_token":
+            return []
+        if self.model.read == "token_sum":
+            last = last_read(bridged.ids, self.model.pad)
+            return [place for place in response_places(self.bridge.rm, bridged) if place <= last]
+        return step_places(self.bridge.rm, bridged, split_steps(response, self.model.separator))
 
     def close(self) -> None:
         return None

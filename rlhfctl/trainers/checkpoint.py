@@ -1,7 +1,8 @@
 """What a checkpoint holds and how a run continues from one.
 
 checkpoints/step_NNNNNN/  policy/ (Hugging Face layout), policy.optimizer.safetensors, and with a value model
-critic.safetensors, critic.optimizer.safetensors; trainer.json (step, counters, world size). No pickle anywhere.
+critic.safetensors, critic.optimizer.safetensors (of a reward model the same two under reward_model, no policy);
+trainer.json (step, counters, world size). No pickle anywhere.
 There is no random state to keep: every random number is a function of seed, step and sample index.
 """
 
@@ -49,8 +50,8 @@ def save(
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name, shared ones once."""
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    """Trained parameters by name, shared ones once: what is frozen comes from where the run started."""
+    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def restore(
@@ -84,7 +85,7 @@ def restore(
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if set(parameters) != set(tensors):
         odd = sorted(set(parameters) ^ set(tensors))[:3]
         raise Refused(f"{origin} does not fit this model: {', '.join(odd)} on one side only")

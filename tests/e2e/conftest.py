@@ -66,6 +66,7 @@ def workspace(tmp_path_factory):
 
 RECIPES = {
     "sft": ("quickstart/sft", {"reward": "null", "rollout": "null"}),
+    "rm": ("quickstart/rm", {}),
     "ppo": ("quickstart/ppo", {"train.batch_size": 32}),
 }
 

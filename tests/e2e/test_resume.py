@@ -42,7 +42,7 @@ def same_result(run, reference, metrics):
     assert mine.read_bytes() == theirs.read_bytes()
 
 
-@pytest.mark.parametrize("task", ["sft", "ppo"])
+@pytest.mark.parametrize("task", ["sft", "rm", "ppo"])
 def test_interrupted_and_resumed_equals_uninterrupted(task, workspace, command, cli, metrics, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     cli(*command(task, whole, {"train.steps": 12}), cwd=workspace)
@@ -60,7 +60,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(task, workspace, command, 
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("task", ["sft", "ppo"])
+@pytest.mark.parametrize("task", ["sft", "rm", "ppo"])
 def test_kill_9_at_random_moments(task, workspace, command, cli, metrics, tmp_path):
     """Six kills: four at random moments of a step (rollout, reward, update), two while a checkpoint is written."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

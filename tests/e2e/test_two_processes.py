@@ -4,7 +4,7 @@ import pytest
 from safetensors.torch import load_file
 
 
-@pytest.mark.parametrize(("task", "steps"), [("sft", 6), ("ppo", 3)])
+@pytest.mark.parametrize(("task", "steps"), [("sft", 6), ("rm", 3), ("ppo", 3)])
 def test_two_processes_equal_one(task, steps, workspace, command, cli, metrics, tmp_path):
     """ppo: 12 optimizer steps. Sums in another order differ by 4e-9 after the first and grow from there, because
     AdamW divides small gradients by their own size; a wrong normaliser or a lost row shows at once."""

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,10 +55,34 @@ def test_counts_and_no_prompt_twice(rows: dict[str, list[dict[str, str]]]) -> No
         "sft": 20000,
         "prompts": 2000,
         "eval": 1000,
+        "pairs": 24000,
+        "pairs_eval": 1000,
+        "steps": 8000,
     }
     prompts = [row.get("prompt") or row["question"] for content in rows.values() for row in content]
-    assert len(set(prompts)) == 23000
-    assert len({row["id"] for content in rows.values() for row in content}) == 23000
+    assert len(set(prompts)) == 56000
+    assert len({row["id"] for content in rows.values() for row in content}) == 56000
+
+
+def test_pairs_are_a_right_and_a_wrong_chain(rows: dict[str, list[dict[str, Any]]]) -> None:
+    for row in rows["pairs"] + rows["pairs_eval"]:
+        assert row["chosen"] == chains.chain(row["prompt"][:-1])
+        assert row["rejected"][-1] != row["chosen"][-1]
+        assert len(row["rejected"]) == len(row["chosen"])  # length tells nothing
+
+
+def test_steps_are_labelled_one_by_one(rows: dict[str, list[dict[str, Any]]]) -> None:
+    wrong = 0
+    for row in rows["steps"]:
+        for step, label in zip(row["completions"][:-1], row["labels"][:-1], strict=True):
+            a, op, b = int(step[0]), step[1], int(step[2])
+            right = {"+": a + b, "-": a - b, "*": a * b}[op] % 10 == int(step[4])
+            assert label is right
+            wrong += not right
+        assert row["labels"][-1] is (row["completions"][-1] == "#" + row["completions"][-2][-1])
+        if all(row["labels"]):
+            assert row["right"]
+    assert 6000 < wrong < 14000
 
 
 def test_labels_are_right(rows: dict[str, list[dict[str, str]]]) -> None:
@@ -148,6 +173,9 @@ def test_unwritable_directory_is_one_sentence(tmp_path: Path) -> None:
 
 DIGESTS = {
     "eval.jsonl": "812ea159c0145124",
+    "pairs.jsonl": "4730567faa56a62f",
+    "pairs_eval.jsonl": "37bd16777305e36c",
     "prompts.jsonl": "1d04d2f0d85d4510",
     "sft.jsonl": "c1f57c81aa89318b",
+    "steps.jsonl": "1e3e2edb90e3fc4b",
 }

@@ -1,0 +1,122 @@
+"""A reward model in training: a Hugging Face sequence classifier with one label, so that it saves as one.
+
+Value-head rule: a head is always created, at zero; replaced when the checkpoint holds one; kept new when it does not,
+or when the recipe asks for a new one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhfctl.errors import Refused
+from rlhfctl.models import attention
+from rlhfctl.models.load import (
+    backbone,
+    hidden_at_predictors,
+    own_words,
+    prepare,
+    refuse_incomplete,
+    resolve_dtype,
+)
+from rlhfctl.models.lora import add_lora
+from rlhfctl.models.packing import Pack
+from rlhfctl.models.value_head import find_head
+from rlhfctl.recipe.sections import Policy
+
+HEAD = "score.weight"
+
+
+def load_for_training(policy: Policy, head: str, device: torch.device, seed: int) -> tuple[nn.Module, str]:
+    """The model, everything in the recipe's dtype but the head, which is float32; and where the head comes from.
+
+    head: auto (the checkpoint's where it has one, else zero) | zero | normal. Raises Refused for an incomplete
+    checkpoint, an unusable head, or an architecture whose classifier is not one matrix over the last hidden state.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    attention.register()
+    dtype = resolve_dtype(policy.dtype, device)
+    options: dict[str, Any] = {
+        "attn_implementation": attention.NAME,
+        "trust_remote_code": policy.trust_remote_code,
+    }
+    origin: Tensor | None = None
+    told = "new: zeros"
+    if policy.from_config is not None:
+        torch.manual_seed(seed)
+        config = AutoConfig.from_pretrained(policy.from_config, trust_remote_code=policy.trust_remote_code)
+        config.num_labels = 1
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **options).to(
+            dtype
+        )
+    else:
+        path = local_directory(str(policy.path))
+        found = find_head(path) if head == "auto" else None
+        if found is not None:
+            origin, told = found.weight, f"the checkpoint's {found.name}"
+        with own_words():
+            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+                str(path),
+                num_labels=1,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
+        model, report = loaded
+        refuse_incomplete(str(policy.path), without_head(report))
+    layer: Any = getattr(model, "score", None)
+    if not isinstance(layer, nn.Linear) or getattr(layer, "bias", None) is not None:
+        raise Refused(
+            f"{type(model).__name__} has no head `score` over the last hidden state: only decoders can be trained as "
+            "reward models"
+        )
+    set_head(layer, origin, head, seed)
+    if origin is None and head == "normal":
+        told = "new: random, standard deviation 1 / sqrt(hidden)"
+    model = prepare(model, device, policy.gradient_checkpointing)
+    if policy.lora is not None:
+        add_lora(backbone(model), policy.lora, seed)
+    layer.weight.requires_grad_(True)
+    return model, told
+
+
+def local_directory(path: str) -> Path:
+    """Where the files of a model directory or hub id are."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path))
+
+
+def without_head(report: dict[str, Any]) -> dict[str, Any]:
+    """The loading report without the head, which is set here."""
+
+    def name(key: Any) -> str:
+        return str(key[0] if isinstance(key, tuple) else key)
+
+    lists = ("missing_keys", "mismatched_keys")
+    return {key: [k for k in report.get(key, ()) if name(k) != HEAD] for key in lists}
+
+
+def set_head(layer: nn.Linear, origin: Tensor | None, head: str, seed: int) -> None:
+    """In float32 whatever the model's dtype: scores are compared by small differences."""
+    width = layer.weight.shape[1]
+    weight = torch.zeros(1, width)
+    if origin is not None:
+        if origin.shape[1] != width:
+            raise Refused(f"the checkpoint's head is {origin.shape[1]} wide, the model {width}")
+        weight = origin.clone()
+    elif head == "normal":
+        weight = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) / width**0.5
+    layer.weight = nn.Parameter(weight.to(layer.weight.device))
+
+
+def scores_at(model: nn.Module, pack: Pack) -> Tensor:
+    """Raw scores [N] float32 at the positions the pack reads."""
+    hidden = hidden_at_predictors(backbone(model), pack)
+    layer: Any = model.score
+    return (hidden.float() @ layer.weight.float().t()).squeeze(-1)

@@ -1,0 +1,113 @@
+"""What a reward model would learn from: labels that differ, and more than length (D007, D008), a head (W013, W014)."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rlhfctl.preflight.finding import Finding
+from rlhfctl.preflight.inputs import Inputs
+from rlhfctl.preflight.model import find_head, head_findings
+
+if TYPE_CHECKING:
+    from rlhfctl.data.encode_judged import JudgedRow
+
+LENGTH_RULE = 0.65  # share of pairs that their length alone decides, from which it is worth a warning
+
+
+def check(inputs: Inputs) -> Iterator[Finding]:
+    if inputs.recipe.task != "rm":
+        return
+    yield from start_findings(inputs)
+    yield from padding_findings(inputs)
+    for split in ("train", "eval"):
+        if getattr(inputs.recipe.data, split):
+            rows: list[JudgedRow] = inputs.encoded(split).rows  # type: ignore[assignment]
+            yield from label_findings(split, rows)
+            yield from length_findings(split, rows)
+
+
+def start_findings(inputs: Inputs) -> list[Finding]:
+    """W008, W009 an unusable head in the checkpoint, W013 which head training starts from."""
+    recipe = inputs.recipe
+    path = recipe.policy.path
+    if recipe.task != "rm" or path is None or recipe.algorithm.head != "auto":
+        return []
+    checkpoint, config = inputs.checkpoint(path), inputs.config(path)
+    if checkpoint.problems or not checkpoint.tensors:
+        return []
+    entry = find_head(checkpoint, config)
+    if entry is not None:
+        fix = "algorithm.head: zero starts from a new head"
+        if found := head_findings("policy.path", path, entry, config, fix):
+            return found
+    what = (
+        "starts from the checkpoint's reward head"
+        if entry
+        else "gets a new reward head, which starts at zero"
+    )
+    return [Finding("W013", "info", f"policy.path: {path} {what}", side="policy")]
+
+
+def padding_findings(inputs: Inputs) -> list[Finding]:
+    """W014: transformers reads a score at the last token that is not padding."""
+    encoder = inputs.encoder
+    if encoder.pad_id is None or encoder.pad_id not in encoder.stop_ids:
+        return []
+    token = encoder.tokenizer.id_to_token(encoder.pad_id)
+    return [
+        Finding(
+            "W014",
+            "warning",
+            f"the padding token {token} also ends answers: scores are read at the token before it",
+            "transformers takes it for padding wherever it stands, and training reads where transformers will",
+            "set another pad_token in tokenizer_config.json",
+            "policy",
+        )
+    ]
+
+
+def label_findings(split: str, rows: "list[JudgedRow]") -> list[Finding]:
+    """D007: there is nothing to tell apart."""
+    targets = {row.target for row in rows if row.target is not None}
+    if any(row.target is not None and row.rejected is not None for row in rows):
+        targets |= {0.0, 1.0}
+    steps = {label for row in rows for label in row.step_labels if label is not None}
+    findings = []
+    for what, found in (("answer", targets), ("step", steps)):
+        if len(found) == 1:
+            findings.append(
+                Finding(
+                    "D007",
+                    "error" if split == "train" else "warning",
+                    f"data.{split}: every {what} has the same label ({next(iter(found)):g})",
+                    "a model that always says the same would be right",
+                    "add rows of the other kind, or look at algorithm.outcome_threshold",
+                    "data",
+                )
+            )
+    return findings
+
+
+def length_findings(split: str, rows: "list[JudgedRow]") -> list[Finding]:
+    """D008: how far a rule comes that looks at nothing but length."""
+    pairs = [row for row in rows if row.rejected is not None]
+    if not pairs:
+        return []
+    longer = sum(
+        1.0 if len(row.chosen.ids) > len(row.rejected.ids) else 0.5
+        for row in pairs
+        if row.rejected is not None and len(row.chosen.ids) >= len(row.rejected.ids)
+    ) / len(pairs)
+    if max(longer, 1 - longer) < LENGTH_RULE:
+        return []
+    side = "longer" if longer > 0.5 else "shorter"
+    return [
+        Finding(
+            "D008",
+            "warning",
+            f"data.{split}: the {side} answer is the chosen one in {max(longer, 1 - longer):.0%} of the pairs",
+            "a reward model can learn length from them, and a policy will then learn it from the model",
+            "compare eval/accuracy with eval/length_accuracy; balance the lengths of the pairs",
+            "data",
+            {"longer_chosen": longer},
+        )
+    ]
