@@ -42,9 +42,7 @@ def serve_rm(
     if source is None:
         raise UsageError("serve what? `rlhfctl serve-rm MODEL_OR_RULES`")
     key = api_key(api_key_env)
-    # A model that loads reports bars and tables of its own.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    prepare_environment()
     try:
         from rlhfctl.serving import scorers, server
     except ModuleNotFoundError as error:
@@ -64,6 +62,16 @@ def serve_rm(
 
         server.serve(served, opened, key, max_batch, ready)
     return DONE
+
+
+def prepare_environment() -> None:
+    """Before torch is imported: libgomp reads its part once."""
+    from rlhfctl.launch.plan import DEFAULTS
+
+    # A model that loads reports bars and tables of its own.
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+    for name, value in {**DEFAULTS, **quiet}.items():
+        os.environ.setdefault(name, value)
 
 
 def api_key(variable: str | None) -> str | None:

@@ -4,6 +4,7 @@ import errno
 import ipaddress
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -16,6 +17,9 @@ from rlhfctl.serving.scorers import Served
 
 BACKLOG = 2048
 DRAIN_SECONDS = 120  # what requests that are being answered get after SIGTERM
+KEEP_ALIVE_SECONDS = 75  # longer than clients keep an idle connection, so that none is closed under a request
+# Python's default of 5 ms is how long the thread that scores could keep the one that answers waiting, at every turn.
+SWITCH_SECONDS = 0.0005
 
 
 def is_loopback(host: str) -> bool:
@@ -68,12 +72,14 @@ def serve(
         access_log=False,
         lifespan="on",
         timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         server_header=False,
     )
     # uvicorn raises the signals that ended it once more when it is done: that is not an error here.
     before: dict[int, Any] = {
         number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGINT)
     }
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         Announcing(config, ready).run(sockets=[opened])
     finally:

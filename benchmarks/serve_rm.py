@@ -1,0 +1,250 @@
+"""The reward service: many clients of one sample each against one request at a time, and what failures lose.
+
+    python -m benchmarks.serve_rm [--model DIR] [--requests N] [--rows N]
+
+JSON lines. serve_rm/alone, serve_rm/clients-N: single-sample requests, a second or more of them, to `rlhfctl serve-rm`;
+requests_per_s, latency p50 and p99 in ms, lost (no answer), wrong (an answer that is not this sample's), and `speedup`
+over one at a time. serve_rm/faults, serve_rm/kills: rows scored by a `kind: remote` source on two servers, with 5 % of
+the connections cut and with one server killed again and again; lost counts rows without a score, wrong those with
+another's. Without --model a small one of the quickstart's size is made here.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+CLIENTS = (16, 64, 500)
+FAULTS = 0.05
+
+
+def make_reward_model(out: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    from rlhfctl.quickstart.chains import write_model
+
+    logging.disable_progress_bar()
+    write_model(out)
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(out, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(out)
+
+
+def row(n: int) -> dict[str, Any]:
+    """A question of the quickstart's task with a chain of four steps; no two are equal."""
+    digits = [int(d) for d in f"{n:05d}"]
+    steps = "\n".join(f"{a}+{b}={(a + b) % 10}" for a, b in pairwise(digits))
+    question = [{"role": "user", "content": "+".join(map(str, digits)) + "?"}]
+    return {
+        "id": f"r{n}",
+        "messages": question,
+        "response": f"{steps}\n#{sum(digits) % 10}",
+        "label": None,
+        "metadata": {},
+    }
+
+
+class Service:
+    """A `rlhfctl serve-rm` process; `again` is one more on the same port."""
+
+    def __init__(self, source: Path, port: int = 0) -> None:
+        command = [sys.executable, "-m", "rlhfctl", "serve-rm", str(source), "--port", str(port), "-q"]
+        self.source = source
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+        self.port = urlsplit(self.url).port or 0
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def again(self) -> "Service":
+        return Service(self.source, self.port)
+
+
+async def client(
+    port: int, rows: list[dict[str, Any]], found: dict[str, float], seconds: list[float]
+) -> None:
+    """One connection, one sample a request, each sent when the one before is answered. As little work as possible: it
+    runs on the same cores as the service."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for sample in rows:
+        body = json.dumps({"schema": 1, "samples": [sample]}).encode()
+        started = time.perf_counter()
+        head = b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % len(body) + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = int(answer.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        content = json.loads(await reader.readexactly(length))
+        seconds.append(time.perf_counter() - started)
+        for each in content["rewards"]:
+            if each["id"] != sample["id"] or each["id"] in found:
+                raise AssertionError(f"{sample['id']} got the answer of {each['id']}")
+            found[each["id"]] = each["score"]
+    writer.close()
+
+
+def measure(port: int, clients: int, requests: int) -> dict[str, Any]:
+    rows = [row(n) for n in range(requests)]
+    found: dict[str, float] = {}
+    seconds: list[float] = []
+
+    async def run() -> None:
+        shares = [rows[k::clients] for k in range(clients)]
+        await asyncio.gather(*(client(port, share, found, seconds) for share in shares))
+
+    started = time.perf_counter()
+    asyncio.run(run())
+    wall = time.perf_counter() - started
+    seconds.sort()
+    return {
+        "clients": clients,
+        "requests": requests,
+        "requests_per_s": round(requests / wall, 1),
+        "p50_ms": round(1000 * seconds[len(seconds) // 2], 2),
+        "p99_ms": round(1000 * seconds[len(seconds) * 99 // 100], 2),
+        "lost": requests - len(found),
+        "scores": found,
+    }
+
+
+class Cutting:
+    """A forwarder on loopback that cuts a share of the connections, before, within or after the request."""
+
+    def __init__(self, port: int, share: float, seed: int) -> None:
+        self.target, self.share, self.draw = port, share, random.Random(seed)
+        self.cut = 0
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self.socket.accept()
+            threading.Thread(target=self._carry, args=(connection,), daemon=True).start()
+
+    def _carry(self, connection: socket.socket) -> None:
+        """Requests of one connection, each with the risk of its own."""
+        with connection, socket.create_connection(("127.0.0.1", self.target)) as behind:
+            pairs = {connection: behind, behind: connection}
+            for here in pairs:
+                here.settimeout(0.01)
+            while True:
+                for here, there in pairs.items():
+                    try:
+                        data = here.recv(1 << 16)
+                    except TimeoutError:
+                        continue
+                    except OSError:
+                        return
+                    if not data:
+                        return
+                    fault = self.draw.random() < self.share / 2  # a request has two directions
+                    if fault:
+                        self.cut += 1
+                        data = data[: self.draw.randrange(len(data))]
+                    try:
+                        there.sendall(data)
+                    except OSError:
+                        return
+                    if fault:
+                        return
+
+
+def score_all(
+    urls: list[str], rows: list[dict[str, Any]], wanted: dict[str, float], **keys: Any
+) -> dict[str, Any]:
+    from rlhfctl.recipe.sections import RemoteSource
+    from rlhfctl.rewards.remote import RemoteReward
+
+    section = {"kind": "remote", "urls": urls, "request_size": 4, "max_in_flight": 16, "retries": 20, **keys}
+    source = RemoteReward(RemoteSource.model_validate(section))
+    started = time.perf_counter()
+    outcomes = source.score(rows)
+    wall = time.perf_counter() - started
+    source.close()
+    pairs = list(zip(rows, outcomes, strict=True))
+    off = [o for r, o in pairs if o.score is not None and abs(o.score - wanted[r["id"]]) > 1e-4]
+    return {
+        "rows": len(rows),
+        "rows_per_s": round(len(rows) / wall, 1),
+        "lost": sum(outcome.score is None for outcome in outcomes),
+        "wrong": len(off),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--requests", type=int, default=4000)
+    parser.add_argument("--rows", type=int, default=4000)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as directory:
+        model = options.model or Path(directory) / "rm"
+        if options.model is None:
+            make_reward_model(model)
+        services = [Service(model), Service(model)]
+        try:
+            bench(services, options.requests, options.rows)
+        finally:
+            for service in services:
+                service.process.terminate()
+                service.process.wait()
+
+
+def bench(services: list[Service], requests: int, count: int) -> None:
+    port = services[0].port
+    measure(port, 4, 100)  # warm
+    alone = measure(port, 1, max(200, requests // 10))
+    wanted: dict[str, float] = {}
+    results = [("alone", alone), *((f"clients-{n}", measure(port, n, max(requests, 2 * n))) for n in CLIENTS)]
+    for name, result in results:
+        scores = result.pop("scores")
+        result["wrong"] = sum(
+            abs(score - wanted.setdefault(id, score)) > 1e-4 for id, score in scores.items()
+        )
+        speedup = round(result["requests_per_s"] / alone["requests_per_s"], 2)
+        print(json.dumps({"name": f"serve_rm/{name}", **result, "speedup": speedup}), flush=True)
+
+    rows = [row(n) for n in range(min(count, len(wanted)))]
+    cutting = [Cutting(service.port, FAULTS, seed) for seed, service in enumerate(services)]
+    result = score_all([each.url for each in cutting], rows, wanted)
+    print(
+        json.dumps({"name": "serve_rm/faults", **result, "cut": sum(each.cut for each in cutting)}),
+        flush=True,
+    )
+
+    ended = threading.Event()
+    kills = 0
+
+    def kill() -> None:
+        nonlocal kills
+        draw = random.Random(1)
+        while not ended.wait(draw.uniform(0.2, 0.6)):
+            services[1].kill()
+            kills += 1
+            services[1] = services[1].again()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = score_all([service.url for service in services], rows * 4, wanted)
+    ended.set()
+    killer.join()
+    print(json.dumps({"name": "serve_rm/kills", **result, "kills": kills}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
