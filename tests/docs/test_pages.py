@@ -34,6 +34,13 @@ def test_sft_page_names_every_key(repo: Path, section: type[sections.Section]) -
     assert {f"{prefix}.{key}" for key in set(section.model_fields) - rollouts_alone} <= named
 
 
+def test_rm_page_has_a_row_with_the_default_of_every_key(repo: Path) -> None:
+    page = (repo / "docs" / "rm.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?([\w.]+)`? \|", page, re.MULTILINE))
+    for key, field in sections.RewardModelling.model_fields.items():
+        assert rows[key] == str(field.default)
+
+
 def test_ppo_page_gives_the_defaults_of_the_code(repo: Path) -> None:
     page = (repo / "docs" / "ppo.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \|", page, re.MULTILINE))
@@ -65,7 +72,7 @@ def test_every_metric_of_the_trainers_is_in_the_glossary(repo: Path) -> None:
 
 def test_every_file_that_the_pages_name_exists(repo: Path) -> None:
     found = 0
-    for page in ("ppo.md", "sft.md", "metrics.md"):
+    for page in ("ppo.md", "rm.md", "sft.md", "metrics.md"):
         for name in named_in((repo / "docs" / page).read_text()):
             if re.fullmatch(
                 r"(rlhfctl/|algorithms/|models/|rewards/|trainers/|docs/|tests/)[\w/]+\.(py|md)", name
