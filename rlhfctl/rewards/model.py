@@ -8,6 +8,7 @@ from jinja2 import TemplateError
 
 from rlhfctl.models.load import resolve_dtype
 from rlhfctl.models.reward_model import last_read, load_reward_model
+from rlhfctl.models.tokenizer import load_encoder
 from rlhfctl.recipe.sections import ModelSource, Template
 from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.templates.bridge import Bridge, Bridged, BridgeOptions, TooLong
@@ -27,7 +28,7 @@ class ModelReward:
         self.name = "model"
         self.weight = section.weight
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        encoder = ChatEncoder.from_path(section.path, template_kwargs=section.template_kwargs)
+        encoder = load_encoder(section.path, template_kwargs=section.template_kwargs)
         self.model = load_reward_model(section.path, resolve_dtype(section.dtype, self.device), self.device)
         options = BridgeOptions(
             fold_system=template is not None and template.fold_system,

@@ -2,11 +2,11 @@
 
 import time
 
+from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.rewards.build import build_sources
 from rlhfctl.trainers import checkpoint, ppo_rollout
 from rlhfctl.trainers.context import RunContext
-from rlhfctl.trainers.encoder import load_encoder
 from rlhfctl.trainers.evaluate import Evaluator
 from rlhfctl.trainers.logbook import Logbook
 from rlhfctl.trainers.ppo_experience import make_experience
@@ -19,7 +19,7 @@ from rlhfctl.trainers.ppo_update import update
 def train(ctx: RunContext) -> None:
     recipe = ctx.recipe
     assert isinstance(recipe, PpoRecipe)
-    encoder = load_encoder(recipe.policy, ctx.say)
+    encoder = policy_encoder(recipe.policy, ctx.say)
     prompts, order, total = load_prompts(recipe, encoder)
     sources = build_sources(recipe.reward, encoder, recipe.template)
     models = load_models(ctx, recipe)

@@ -11,11 +11,11 @@ from rlhfctl.models.load import config_of
 from rlhfctl.models.packing import plan_packs, split_over_ranks
 from rlhfctl.models.reward_export import RewardFacts, export_reward_model
 from rlhfctl.models.reward_training import load_for_training
+from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.recipe.tasks import RmRecipe
 from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import barrier, sum_over_ranks
-from rlhfctl.trainers.encoder import load_encoder
 from rlhfctl.trainers.logbook import Logbook, refuse_non_finite
 from rlhfctl.trainers.optimizer import Optimizer, clip_and_step
 from rlhfctl.trainers.rm_data import PackScores, RmData, load_rows, padding_id, score_pack, total_steps
@@ -28,7 +28,7 @@ SUMS = ("loss", "step_loss", "correct", "gap", "steps_correct", "scores", "squar
 def train(ctx: RunContext) -> None:
     recipe = ctx.recipe
     assert isinstance(recipe, RmRecipe)
-    encoder = load_encoder(recipe.policy, ctx.say)
+    encoder = policy_encoder(recipe.policy, ctx.say)
     data = load_rows(recipe, recipe.data.train, encoder)
     model, head = load_for_training(recipe.policy, recipe.algorithm.head, ctx.device, recipe.seed)
     ctx.say(f"reward head: {head}")

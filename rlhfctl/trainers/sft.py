@@ -10,11 +10,11 @@ from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors, load_causal_lm
 from rlhfctl.models.lora import add_lora
 from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
+from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.recipe.tasks import SftRecipe
 from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import sum_over_ranks
-from rlhfctl.trainers.encoder import load_encoder
 from rlhfctl.trainers.evaluate import Evaluator
 from rlhfctl.trainers.logbook import Logbook, refuse_non_finite
 from rlhfctl.trainers.optimizer import Optimizer, clip_and_step
@@ -24,7 +24,7 @@ from rlhfctl.trainers.sft_data import SftData, load_sft_rows, total_steps
 def train(ctx: RunContext) -> None:
     recipe = ctx.recipe
     assert isinstance(recipe, SftRecipe)
-    encoder = load_encoder(recipe.policy, ctx.say)
+    encoder = policy_encoder(recipe.policy, ctx.say)
     data = load_sft_rows(recipe.data.train, recipe.data, encoder, recipe.seed, recipe.train.batch_size)
     policy = load_causal_lm(recipe.policy, ctx.device, recipe.seed)
     if recipe.policy.lora is not None:
