@@ -158,8 +158,13 @@ def split(outcomes: list[Outcome], requests: Sequence[Samples]) -> list[list[Out
 
 
 def weight_facts(directory: Path) -> list[Any]:
-    """The configuration, and of each weights file its size and 64 pieces of it: gigabytes need not be read."""
-    facts: list[Any] = [(directory / "config.json").read_text()]
+    """The configuration, and of each weights file its size and 64 pieces of it: gigabytes need not be read.
+
+    An adapter's facts are followed by those of the checkpoint it stands on."""
+    facts: list[Any] = []
+    for name in ("config.json", "adapter_config.json"):
+        if (directory / name).is_file():
+            facts.append((directory / name).read_text())
     for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
         size = file.stat().st_size
         pieces = hashlib.sha256()
@@ -168,6 +173,10 @@ def weight_facts(directory: Path) -> list[Any]:
                 opened.seek(size * place // 64)
                 pieces.update(opened.read(1 << 16))
         facts.append([file.name, size, pieces.hexdigest()])
+    if (directory / "adapter_config.json").is_file():
+        from rlhfctl.models.reward_adapter import base_of
+
+        facts += weight_facts(Path(base_of(directory)))
     return facts
 
 
