@@ -5,7 +5,6 @@ behind a remote source is asked like any other, but it is learned: it may fail o
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from rlhfctl.data.samples import Sample
 from rlhfctl.errors import RlhfctlError
@@ -14,6 +13,7 @@ from rlhfctl.preflight.inputs import Inputs, spread
 from rlhfctl.recipe.sections import ModelSource
 from rlhfctl.rewards.build import Source, build_sources
 from rlhfctl.rewards.outcome import Outcome
+from rlhfctl.rewards.sample import reward_sample
 
 ROWS = 8  # rows whose reward is tried
 TEXTS = 24  # other responses tried on rows without an answer of their own
@@ -162,7 +162,7 @@ def is_learned(source: Source) -> bool:
 
 def source_findings(source: Source, probes: list[Probe]) -> list[Finding]:
     """R002 a failure, R003 a constant, R004 wrong answers liked as much as right ones."""
-    batch = [scored_sample(probe.sample, text) for probe in probes for text in probe.texts]
+    batch = [reward_sample(probe.sample, text) for probe in probes for text in probe.texts]
     outcomes = source.score(batch)
     failed = [outcome for outcome in outcomes if outcome.status != "ok" or outcome.score is None]
     if failed:
@@ -193,16 +193,6 @@ def source_findings(source: Source, probes: list[Probe]) -> list[Finding]:
             )
         ]
     return preference_findings(source, probes, outcomes)
-
-
-def scored_sample(sample: Sample, response: str) -> dict[str, Any]:
-    return {
-        "id": sample.id,
-        "messages": sample.prompt(),
-        "response": response,
-        "label": sample.label,
-        "metadata": sample.metadata,
-    }
 
 
 def preference_findings(source: Source, probes: list[Probe], outcomes: list[Outcome]) -> list[Finding]:

@@ -11,6 +11,7 @@ from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors
 from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
 from rlhfctl.recipe.tasks import PpoRecipe, SftRecipe
 from rlhfctl.rewards.build import Source, build_sources
+from rlhfctl.rewards.sample import reward_sample
 from rlhfctl.rewards.score import score_samples
 from rlhfctl.rollout.hf import Sampling, generate
 from rlhfctl.rollout.types import Request
@@ -18,7 +19,6 @@ from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import gather_lists, sum_over_ranks
 from rlhfctl.trainers.sft_data import SftData, load_sft_rows
-from rlhfctl.trainers.trajectory import reward_sample
 
 NAMES = {"correct": "accuracy", "path_correct": "path_accuracy"}
 

@@ -10,6 +10,7 @@ from rlhfctl.data.load import load_samples
 from rlhfctl.errors import Refused, RunFailed
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.rewards.build import Source
+from rlhfctl.rewards.sample import reward_sample
 from rlhfctl.rewards.score import score_samples
 from rlhfctl.rewards.shaping import shape
 from rlhfctl.rollout.hf import Sampling, generate
@@ -19,7 +20,7 @@ from rlhfctl.tracking.metrics import append_jsonl
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import gather_lists
 from rlhfctl.trainers.order import BatchOrder
-from rlhfctl.trainers.trajectory import Trajectory, from_rollout, reward_sample
+from rlhfctl.trainers.trajectory import Trajectory, from_rollout
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from rlhfctl.data.encode import PromptRow
-from rlhfctl.data.samples import Sample
 from rlhfctl.rollout.types import Rollout
 from rlhfctl.templates.encode import ChatEncoder
 
@@ -65,14 +64,3 @@ def from_rollout(rollout: Rollout, prompt: PromptRow, encoder: ChatEncoder) -> T
         truncated=rollout.finish == "length",
         text=encoder.decode_response(rollout.response_ids),
     )
-
-
-def reward_sample(sample: Sample, response: str) -> dict[str, Any]:
-    """The structured row that travels to every reward source: never a bare string."""
-    return {
-        "id": sample.id,
-        "messages": sample.prompt(),
-        "response": response,
-        "label": sample.label,
-        "metadata": sample.metadata,
-    }

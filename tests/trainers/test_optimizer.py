@@ -69,8 +69,8 @@ def test_bfloat16_weights_follow_float32_masters():
     for _ in range(8):
         weight.grad = torch.tensor([[-1.0]], dtype=torch.bfloat16)
         clip_and_step([stepped], None)
-    assert float(stepped.masters[0]) == pytest.approx(1.008, abs=1e-5)
-    assert float(weight) == 1.0078125
+    assert stepped.masters[0].item() == pytest.approx(1.008, abs=1e-5)
+    assert weight.item() == 1.0078125
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
