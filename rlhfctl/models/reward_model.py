@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
+from rlhfctl.models.encoder_reward import EncoderRewardModel, is_encoder, load_encoder_reward
 from rlhfctl.models.load import config_of, load_trunk
 from rlhfctl.models.packing import pack_reading, plan_packs
 from rlhfctl.models.value_head import (
@@ -71,9 +72,12 @@ class RewardModel(nn.Module):
             places = [[last_read(row, self.pad)] for row in rows]
         elif places is None:
             raise ValueError(f"a reward model that reads {self.read} needs the places")
+        return [self.joined(values) for values in self.at(rows, places, budget)]
+
+    def joined(self, values: Sequence[float]) -> float:
+        """The score of an answer from what was read at its places."""
         join = min if self.read == "step_end" else sum
-        totals = [float(join(values)) for values in self.at(rows, places, budget)]
-        return [(total - self.mean) / self.std for total in totals]
+        return (float(join(values)) - self.mean) / self.std
 
     @torch.no_grad()
     def at(
@@ -104,14 +108,17 @@ def last_read(row: Sequence[int], pad: int | None) -> int:
 
 def load_reward_model(
     path: str, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
-) -> RewardModel:
-    """A checkpoint, or an adapter with its head over the checkpoint that it names.
+) -> RewardModel | EncoderRewardModel:
+    """A decoder's checkpoint, an adapter with its head over the checkpoint that it names, or an encoder's classifier.
 
     Raises Refused where there is no usable head, or weights are incomplete."""
     directory = Path(path)
     adapter = (directory / "adapter_config.json").is_file()
     if not adapter and not (directory / "config.json").is_file():
         raise Refused(f"{path} is not a model directory: it has no config.json")
+    if not adapter and is_encoder(directory):
+        mean, std = normalisation(path, read_config(directory))
+        return load_encoder_reward(path, dtype, device, mean, std, trust_remote_code)
     if adapter:
         from rlhfctl.models.reward_adapter import base_of, load_adapter
 

@@ -10,7 +10,9 @@ from rlhfctl.models.load import resolve_dtype
 from rlhfctl.models.reward_model import last_read, load_reward_model
 from rlhfctl.models.tokenizer import load_encoder
 from rlhfctl.recipe.sections import ModelSource, Template
-from rlhfctl.rewards.outcome import Outcome
+from rlhfctl.rewards.outcome import Outcome, Span
+from rlhfctl.rewards.spans import step_spans, token_spans
+from rlhfctl.serving.protocol import Granularity
 from rlhfctl.templates.bridge import Bridge, Bridged, BridgeOptions, TooLong
 from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.templates.places import response_places, split_steps, step_places
@@ -41,7 +43,7 @@ class ModelReward:
         outcomes: list[Outcome | None] = [None] * len(samples)
         rows: list[list[int]] = []
         places: list[int] = []
-        texts: list[str] = []
+        asked: list[tuple[Bridged, str]] = []
         read: list[list[int]] = []
         for place, sample in enumerate(samples):
             try:
@@ -65,16 +67,39 @@ class ModelReward:
                 continue
             rows.append(bridged.ids)
             places.append(place)
-            texts.append(bridged.text)
-        scores = self.model.score(rows, TOKENS_PER_FORWARD, read)
-        for place, value, text in zip(places, scores, texts, strict=True):
-            finite = abs(value) < float("inf")
-            outcomes[place] = (
-                Outcome("ok", value, text_sha256=hashlib.sha256(text.encode()).hexdigest())
-                if finite
-                else Outcome("error", error=f"the score is {value}")
-            )
+            asked.append((bridged, sample["response"]))
+        if self.model.read == "last_token":
+            values = [[score] for score in self.model.score(rows, TOKENS_PER_FORWARD)]
+            scores = [value[0] for value in values]
+        else:
+            values = self.model.at(rows, read, TOKENS_PER_FORWARD)
+            scores = [self.model.joined(value) for value in values]
+        for index, place in enumerate(places):
+            bridged, response = asked[index]
+            if abs(scores[index]) < float("inf"):
+                text = hashlib.sha256(bridged.text.encode()).hexdigest()
+                spans = self.spans(bridged, response, read[index], values[index])
+                outcomes[place] = Outcome("ok", scores[index], spans, text_sha256=text)
+            else:
+                outcomes[place] = Outcome("error", error=f"the score is {scores[index]}")
         return [outcome for outcome in outcomes if outcome is not None]
+
+    @property
+    def granularities(self) -> list[Granularity]:
+        """What the spans of its outcomes are about, beside the whole response."""
+        finer: dict[str, list[Granularity]] = {"step_end": ["step"], "token_sum": ["token"]}
+        return ["sequence", *finer.get(self.model.read, [])]
+
+    def spans(self, bridged: Bridged, response: str, places: list[int], values: list[float]) -> list[Span]:
+        """Of steps: the score is the lowest. Of tokens: the score is the sum; the mean is taken off the last one."""
+        mean, std = self.model.mean, self.model.std
+        if self.model.read == "step_end":
+            scores = [(value - mean) / std for value in values]
+            return step_spans(response, self.model.separator, scores)
+        if self.model.read == "token_sum" and values:
+            scores = [*(value / std for value in values[:-1]), (values[-1] - mean) / std]
+            return token_spans(self.bridge.rm, bridged, response, places, scores)
+        return []
 
     def places(self, bridged: Bridged, response: str) -> list[int]:
         """The token indices that the model's score is read at, for models that read more than the last token."""

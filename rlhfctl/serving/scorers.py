@@ -64,7 +64,7 @@ def open_model(path: str) -> Served:
         name=Path(path).resolve().name,
         version=__version__,
         fingerprint=hash_of(rm.sha256, tokenizer, *weight_facts(Path(path))),
-        granularities=["sequence"],
+        granularities=source.granularities,
         template=template,
         tokenizer_sha256=hash_of(tokenizer),
         head=head,
