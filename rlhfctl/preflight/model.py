@@ -142,8 +142,8 @@ def check_head(inputs: Inputs, path: str) -> list[Finding]:
     names = head_names(config)
     entry = find_head(checkpoint, config)
     if entry is None:
-        if adapter(inputs, path):
-            return []  # its base may hold the head: the worker reads both
+        if adapter(inputs, path) or any(name.startswith("classifier.") for name in checkpoint.tensors):
+            return []  # an adapter's base may hold the head, an encoder has its own: the worker reads them
         return [
             error(
                 "W007",

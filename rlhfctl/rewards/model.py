@@ -7,7 +7,7 @@ import torch
 from jinja2 import TemplateError
 
 from rlhfctl.models.load import resolve_dtype
-from rlhfctl.models.reward_model import last_read, load_reward_model
+from rlhfctl.models.reward_model import RewardModel, last_read, load_reward_model
 from rlhfctl.models.tokenizer import load_encoder
 from rlhfctl.recipe.sections import ModelSource, Template
 from rlhfctl.rewards.outcome import Outcome, Span
@@ -72,6 +72,7 @@ class ModelReward:
             values = [[score] for score in self.model.score(rows, TOKENS_PER_FORWARD)]
             scores = [value[0] for value in values]
         else:
+            assert isinstance(self.model, RewardModel)  # an encoder gives one score a sequence
             values = self.model.at(rows, read, TOKENS_PER_FORWARD)
             scores = [self.model.joined(value) for value in values]
         for index, place in enumerate(places):
