@@ -1,7 +1,7 @@
 """serve-rm: a reward model or a file of rules over HTTP."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,6 +9,12 @@ from rlhfctl.cli.console import Console
 from rlhfctl.cli.exit_codes import DONE
 from rlhfctl.cli.options import JsonOption, QuietOption, VerboseOption
 from rlhfctl.errors import Unable, UsageError
+
+MATCHES: dict[str, Literal["exact", "normalised", "fuzzy"]] = {
+    "exact": "exact",
+    "normalised": "normalised",
+    "fuzzy": "fuzzy",
+}
 
 
 def serve_rm(
@@ -20,6 +26,12 @@ def serve_rm(
         str | None, typer.Option(metavar="NAME", help="Environment variable that holds the bearer token.")
     ] = None,
     max_batch: Annotated[int, typer.Option(metavar="N", help="Most samples scored together.", min=1)] = 256,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Rows that /get_reward finds by their prompt.")
+    ] = None,
+    match: Annotated[
+        str | None, typer.Option(metavar="HOW", help="exact, normalised or fuzzy; with --data.")
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -41,10 +53,12 @@ def serve_rm(
     """
     if source is None:
         raise UsageError("serve what? `rlhfctl serve-rm MODEL_OR_RULES`")
+    if match is not None and (data is None or match not in MATCHES):
+        raise UsageError(f"--match {match}: give {', '.join(MATCHES)}, and the rows with --data FILE")
     key = api_key(api_key_env)
     prepare_environment()
     try:
-        from rlhfctl.serving import scorers, server
+        from rlhfctl.serving import matching, scorers, server
     except ModuleNotFoundError as error:
         raise Unable(f"rlhfctl serve-rm needs {error.name}: pip install 'rlhfctl[serve]'") from None
     if key is None and not server.is_loopback(host):
@@ -52,7 +66,11 @@ def serve_rm(
     opened = server.bind(host, port)
     console: Console = ctx.obj
     with opened:
-        served = scorers.open_served(source)
+        rows = matching.Rows(data, MATCHES[match or "exact"]) if data is not None else None
+        try:
+            served = scorers.open_served(source)
+        except ModuleNotFoundError as error:
+            raise Unable(f"{source} needs {error.name}: pip install 'rlhfctl[serve]'") from None
         address = f"http://{f'[{host}]' if ':' in host else host}:{opened.getsockname()[1]}"
 
         def ready() -> None:
@@ -60,7 +78,7 @@ def serve_rm(
             console.note(f"serving {served.info.kind} {served.info.name}")
             console.finish(DONE, address, fields={"url": address, "info": info})
 
-        server.serve(served, opened, key, max_batch, ready)
+        server.serve(served, opened, key, max_batch, ready, rows)
     return DONE
 
 

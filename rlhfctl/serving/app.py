@@ -14,6 +14,7 @@ from rlhfctl.serving import openrlhf
 from rlhfctl.serving.batching import MAX_SAMPLES, Batcher, Full
 from rlhfctl.serving.body import BadBody, discard, read_body
 from rlhfctl.serving.guard import Guard
+from rlhfctl.serving.matching import Rows
 from rlhfctl.serving.metrics import Metrics
 from rlhfctl.serving.protocol import SCHEMA, OpenRlhfRequest, RewardsRequest, Sample, problems
 from rlhfctl.serving.replies import Json, Rejected, rejection
@@ -24,7 +25,10 @@ CLIENT_GONE = 499  # nobody reads it; the metrics count it
 Form = TypeVar("Form", bound=BaseModel)
 
 
-def create_app(served: Served, api_key: str | None = None, max_batch: int = MAX_SAMPLES) -> FastAPI:
+def create_app(
+    served: Served, api_key: str | None = None, max_batch: int = MAX_SAMPLES, rows: Rows | None = None
+) -> FastAPI:
+    """rows: the data whose prompts clients of /get_reward send."""
     metrics = Metrics()
     batcher = Batcher(served.scorers, max_batch, metrics.batch.observe)
     metrics.waiting.set_function(lambda: batcher.waiting)
@@ -63,6 +67,25 @@ def create_app(served: Served, api_key: str | None = None, max_batch: int = MAX_
             metrics.samples.labels(outcome.status).inc()
         return outcomes
 
+    def complete(samples: list[dict[str, Any]], prompts: list[str] | None) -> None:
+        if prompts is None:
+            raise Rejected(
+                422,
+                "prompts: needed to find the rows",
+                [{"field": "prompts", "problem": "needed to find the rows"}],
+            )
+        assert rows is not None
+        for place, sample in enumerate(samples):
+            stage = rows.complete(sample, prompts[place])
+            metrics.matches.labels(stage or "none").inc()
+            if stage is None:
+                problem = "is the prompt of no row of the data, or of several"
+                raise Rejected(
+                    422,
+                    f"prompts.{place}: {problem}",
+                    [{"field": f"prompts.{place}", "problem": problem}],
+                )
+
     @app.post("/v1/rewards")
     async def rewards(request: Request) -> Response:
         asked = await parse(request, RewardsRequest)
@@ -87,6 +110,8 @@ def create_app(served: Served, api_key: str | None = None, max_batch: int = MAX_
             raise Rejected(
                 422, f"{error.field}: {error.problem}", [{"field": error.field, "problem": error.problem}]
             ) from None
+        if rows is not None:
+            await asyncio.to_thread(complete, samples, asked.prompts)
         outcomes = await outcomes_of(request, samples)
         failed = [(place, each) for place, each in enumerate(outcomes) if each.score is None]
         if failed:  # this form has no room for a failure, and a zero in its place would be a lie

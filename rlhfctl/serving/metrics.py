@@ -22,6 +22,9 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         self.requests = Counter("rlhfctl_requests", "requests answered", ["path", "code"], registry=registry)
         self.samples = Counter("rlhfctl_samples", "samples by outcome", ["status"], registry=registry)
+        self.matches = Counter(
+            "rlhfctl_matches", "prompts found again in the data, by stage", ["stage"], registry=registry
+        )
         self.seconds = Histogram(
             "rlhfctl_request_seconds", "time to answer", ["path"], registry=registry, buckets=SECONDS
         )

@@ -13,6 +13,7 @@ import uvicorn
 
 from rlhfctl.errors import Unable, UsageError
 from rlhfctl.serving.app import create_app
+from rlhfctl.serving.matching import Rows
 from rlhfctl.serving.scorers import Served
 
 BACKLOG = 2048
@@ -63,11 +64,16 @@ class Announcing(uvicorn.Server):
 
 
 def serve(
-    served: Served, opened: socket.socket, api_key: str | None, max_batch: int, ready: Callable[[], None]
+    served: Served,
+    opened: socket.socket,
+    api_key: str | None,
+    max_batch: int,
+    ready: Callable[[], None],
+    rows: Rows | None = None,
 ) -> None:
     """Until SIGTERM or SIGINT: then no new connection is taken, and what was asked before is answered."""
     config = uvicorn.Config(
-        create_app(served, api_key, max_batch),
+        create_app(served, api_key, max_batch, rows),
         log_level="warning",
         access_log=False,
         lifespan="on",

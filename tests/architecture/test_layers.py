@@ -39,7 +39,7 @@ HEAVY = {
     },
     "rollout": {"models", "recipe", "templates", "data"},
     "models": {"recipe", "templates"},
-    "serving": {"recipe", "templates", "models", "rewards"},
+    "serving": {"recipe", "templates", "data", "models", "rewards"},
     "tracking": {"run_dir"},
     "algorithms": set(),
 }
