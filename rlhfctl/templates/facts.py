@@ -32,6 +32,7 @@ def side_facts(probe: Probe) -> dict[str, Any]:
         "preamble": probe.preamble,
         "content": "list" if probe.wrap else "string",
         **token_facts(probe),
+        **({"note": side.note} if side.note else {}),
     }
 
 

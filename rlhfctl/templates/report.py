@@ -14,7 +14,8 @@ VISIBLE = {"\n": "\\n", "\t": "\\t", "\r": "\\r", " ": SPACE}
 
 def lines(report: Report, renders: bool = False) -> list[str]:
     """One line per finding, then the first difference, the bridge and the sum."""
-    result = [_heading(report)]
+    sides = [report.policy, *([report.reward_model] if report.reward_model else [])]
+    result = [_heading(report), *(f"{side['name']}: {side['note']}" for side in sides if "note" in side)]
     found = report.findings
     wide = [max((len(text) for text in column), default=0) for column in (
         ["handled" if f.handled else f.severity for f in found], [f.id for f in found], [f.side for f in found],

@@ -5,6 +5,7 @@ Weights are never loaded; from safetensors only the header is read.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,8 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 class Side:
     """template: what transformers would render with (None: there is none; `problem` says why). sources: every template
     text found, by where it stands. templates: named variants. tokens: bos_token etc., as the template sees them.
-    known: which of bos, eos, pad, eot, adds_bos are known; findings that need another are not made."""
+    known: which of bos, eos, pad, eot, adds_bos are known; findings that need another are not made. rebuild: makes the
+    tokenizer where it is in no file of its own. note: what the report says about the side besides its findings."""
 
     name: str
     path: Path | None = None
@@ -41,12 +43,14 @@ class Side:
     generation_eos: tuple[int, ...] | None = None  # None: no generation_config.json
     config: dict[str, Any] = field(default_factory=dict)
     added_tokens: list[AddedToken] = field(default_factory=list)
+    rebuild: Callable[[], Tokenizer | None] | None = None
+    note: str = ""
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """None for a bare template. Raises UsageError for a tokenizer.json that is damaged."""
+        """None for a bare template. Raises UsageError for a tokenizer that is damaged."""
         if self.tokenizer_file is None:
-            return None
+            return self.rebuild() if self.rebuild is not None else None
         try:
             tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         except Exception as error:  # the binding raises bare Exception

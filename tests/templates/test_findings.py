@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import struct
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -151,27 +150,7 @@ def test_traits() -> None:
     assert of({"role": "critic", "content": " x"}) == {"unknown_roles", "outer_whitespace"}
 
 
-def gguf(path: Path, metadata: dict[str, Any]) -> Path:
-    """A GGUF file with metadata and no tensors."""
-
-    def string(text: str) -> bytes:
-        return struct.pack("<Q", len(text.encode())) + text.encode()
-
-    def value(item: Any) -> bytes:
-        if isinstance(item, bool):
-            return struct.pack("<I?", 7, item)
-        if isinstance(item, int):
-            return struct.pack("<II", 4, item)
-        if isinstance(item, str):
-            return struct.pack("<I", 8) + string(item)
-        return struct.pack("<IIQ", 9, 8, len(item)) + b"".join(string(text) for text in item)
-
-    body = b"".join(string(key) + value(item) for key, item in metadata.items())
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(metadata)) + body)
-    return path
-
-
-def test_gguf(tmp_path: Path) -> None:
+def test_gguf(gguf: Callable[[Path, dict[str, Any]], Path], tmp_path: Path) -> None:
     file = gguf(
         tmp_path / "m.gguf",
         {

@@ -51,7 +51,9 @@ def tokens_differ(pair: Pair) -> bool:
         name = f"{key}_token"
         if key in policy.known and key in rm.known and policy.tokens.get(name) != rm.tokens.get(name):
             return True
-    if policy.tokenizer is None or rm.tokenizer is None or policy.tokenizer_file == rm.tokenizer_file:
+    if policy.tokenizer is None or rm.tokenizer is None:
+        return False
+    if policy.tokenizer_file is not None and policy.tokenizer_file == rm.tokenizer_file:
         return False
     return not same_vocabulary(policy.tokenizer, rm.tokenizer)
 
