@@ -1,10 +1,14 @@
 """What a signal means to a run: end at once while it loads, keep a checkpoint at the step boundary once it trains."""
 
 import contextlib
+import functools
 import os
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from rlhfctl.errors import Interrupted
 
@@ -51,11 +55,26 @@ class StopRequest:
         for signum in SIGNALS:
             if signal.getsignal(signum) != signal.SIG_IGN:
                 previous[signum] = signal.signal(signum, self.handle)
+        hook = sys.unraisablehook
+        sys.unraisablehook = functools.partial(self.try_again, hook)
         try:
             yield
         finally:
+            sys.unraisablehook = hook
             for signum, handler in previous.items():
                 signal.signal(signum, handler)
+
+    def try_again(self, hook: Callable[[Any], object], unraisable: Any) -> None:
+        """A signal that arrives inside a destructor or an import's callback cannot end the run from there: python
+        would print the exception and go on. It is sent once more a moment later, to arrive in ordinary code."""
+        if unraisable.exc_type is not Interrupted:
+            hook(unraisable)
+            return
+        signum, self.signum = self.signum, None
+        if signum is not None:
+            again = threading.Timer(0.01, os.kill, (os.getpid(), signum))
+            again.daemon = True
+            again.start()
 
 
 def exit_code(signum: int) -> int:

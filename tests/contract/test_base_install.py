@@ -97,7 +97,7 @@ def test_what_the_wheel_carries(wheel: Path, repo: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry = next(name for name in names if name.endswith("entry_points.txt"))
-        assert "rlhfctl = rlhfctl.cli.main:main" in archive.read(entry).decode()
+        assert "rlhfctl = rlhfctl.__main__:main" in archive.read(entry).decode()
     for recipe in (repo / "recipes").rglob("*.yaml"):
         assert f"rlhfctl/_recipes/{recipe.relative_to(repo / 'recipes')}" in names
     assert {"rlhfctl/_completions/rlhfctl.bash", "rlhfctl/_completions/_rlhfctl", "rlhfctl/py.typed"} <= names
