@@ -33,13 +33,18 @@ def export_policy(model: nn.Module, policy: Policy, directory: Path, merge: bool
     directory.mkdir(parents=True, exist_ok=True)
     if merge:
         model = merged_copy(model)
+    save_portable(model, directory)
+    copy_tokenizer(policy, directory)
+
+
+def save_portable(model: nn.Module, directory: Path) -> None:
+    """save_pretrained without the name of our attention, which is unknown to whoever loads it."""
     attention = config_of(model)._attn_implementation
-    config_of(model)._attn_implementation = "sdpa"  # ours is unknown to whoever loads this
+    config_of(model)._attn_implementation = "sdpa"
     try:
         model.save_pretrained(directory)  # type: ignore[operator]
     finally:
         config_of(model)._attn_implementation = attention
-    copy_tokenizer(policy, directory)
 
 
 def merged_copy(model: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from rlhfctl.models.export import copy_tokenizer, merged_copy
+from rlhfctl.models.export import copy_tokenizer, merged_copy, save_portable
 from rlhfctl.models.load import backbone, config_of
 from rlhfctl.models.reward_adapter import save_adapter
 from rlhfctl.recipe.sections import Policy
@@ -46,12 +46,7 @@ def export_reward_model(
     else:
         if policy.lora is not None:
             model = merged_copy(model)
-        attention = config_of(model)._attn_implementation
-        config_of(model)._attn_implementation = "sdpa"  # ours is unknown to whoever loads this
-        try:
-            model.save_pretrained(directory)  # type: ignore[operator]
-        finally:
-            config_of(model)._attn_implementation = attention
+        save_portable(model, directory)
     path = directory / "config.json"
     written: dict[str, Any] = json.loads(path.read_text())
     if facts.read != "last_token":
