@@ -4,7 +4,6 @@ B rows, P prompt tokens (right-padded), G generated tokens, K key/value heads, D
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from rlhfctl.models.attention import causal_attention, sdpa
 from rlhfctl.models.linear import product
 from rlhfctl.models.load import backbone, head_weight
 from rlhfctl.rollout.sampling import draw, uniforms
-from rlhfctl.rollout.types import Request, Rollout
+from rlhfctl.rollout.types import Request, Rollout, Sampling
 
 
 class DecodeCache:
@@ -64,19 +63,6 @@ class DecodeCache:
                 store[layer] = fresh
         if self.allowed is not None:
             self.allowed = self.allowed.index_select(0, rows)
-
-
-@dataclass(slots=True)
-class Sampling:
-    """temperature 0 is greedy. seed and step select the random numbers."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    stop_ids: tuple[int, ...]
-    seed: int
-    step: int
-    max_batch_tokens: int
 
 
 @torch.no_grad()

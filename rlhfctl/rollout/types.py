@@ -27,3 +27,16 @@ class Rollout:
     response_ids: list[int]
     logprobs: Tensor
     finish: Literal["stop", "length"]
+
+
+@dataclass(slots=True)
+class Sampling:
+    """temperature 0 is greedy. seed and step select the random numbers."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    stop_ids: tuple[int, ...]
+    seed: int
+    step: int
+    max_batch_tokens: int

@@ -13,8 +13,8 @@ from rlhfctl.recipe.tasks import PpoRecipe, SftRecipe
 from rlhfctl.rewards.build import Source, build_sources
 from rlhfctl.rewards.sample import reward_sample
 from rlhfctl.rewards.score import score_samples
-from rlhfctl.rollout.hf import Sampling, generate
-from rlhfctl.rollout.types import Request
+from rlhfctl.rollout.engine import Engine
+from rlhfctl.rollout.types import Request, Sampling
 from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import gather_lists, sum_over_ranks
@@ -54,12 +54,13 @@ class Evaluator:
         every = self.recipe.train.eval_every
         return self.wanted and (step == total or (every > 0 and step % every == 0))
 
-    def run(self, policy: nn.Module) -> dict[str, float]:
+    def run(self, policy: nn.Module, engine: Engine) -> dict[str, float]:
+        """The held-out loss is the policy's; answers are the engine's, from the weights of its last sync."""
         metrics: dict[str, float] = {}
         if self.loss:
             metrics |= self._held_out_loss(policy)
         if self.answers:
-            metrics |= self._greedy_answers(policy)
+            metrics |= self._greedy_answers(engine)
         return metrics
 
     @torch.no_grad()
@@ -77,10 +78,10 @@ class Evaluator:
         sums = sum_over_ranks(sums)
         return {"eval/loss": sums["nll"] / sums["tokens"]}
 
-    def _greedy_answers(self, policy: nn.Module) -> dict[str, float]:
+    def _greedy_answers(self, engine: Engine) -> dict[str, float]:
         mine = list(range(self.ctx.rank, len(self.prompts), self.ctx.world))
         requests = [Request(index, self.prompts[index].ids) for index in mine]
-        answers = generate(policy, requests, self.sampling)
+        answers = engine.generate(requests, self.sampling)
         samples = [
             reward_sample(self.prompts[index].sample, self.encoder.decode_response(answer.response_ids))
             for index, answer in zip(mine, answers, strict=True)

@@ -5,6 +5,7 @@ import time
 from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.rewards.build import build_sources
+from rlhfctl.rollout.engine import build_engine
 from rlhfctl.trainers import checkpoint, ppo_rollout
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.evaluate import Evaluator
@@ -29,16 +30,18 @@ def train(ctx: RunContext) -> None:
 
     state = checkpoint.restore(ctx, models.trained(), optimizers) or {"step": 0, "tokens": 0, "failures": 0}
     start = state["step"]
+    engine = build_engine(recipe.rollout, models.policy)
+    engine.sync(models.policy, start)
     logbook = Logbook(ctx, total, start)
     watch = Watch(ctx, recipe)
     if start == 0 and evaluator.wanted:
-        logbook.log(0, evaluator.run(models.policy), force=True)
+        logbook.log(0, evaluator.run(models.policy, engine), force=True)
 
     for step in range(start, total):
         began = time.perf_counter()
         with logbook.timed("rollout"):
             asked = [prompts[row] for row in order.batch(step)]
-            mine = ppo_rollout.sample(ctx, recipe, models.policy, encoder, asked, step)
+            mine = ppo_rollout.sample(ctx, recipe, engine, encoder, asked, step)
         with logbook.timed("reward"):
             batch = ppo_rollout.score(ctx, recipe, sources, asked, mine, step + 1, state["failures"])
         with logbook.timed("experience"):
@@ -46,6 +49,8 @@ def train(ctx: RunContext) -> None:
         with logbook.timed("train"):
             lr = optimizers["policy"].current_lr()
             metrics = update(ctx, recipe, models, optimizers, experience, step)
+        with logbook.timed("sync"):
+            metrics |= engine.sync(models.policy, step + 1)
 
         tokens = sum(experience.response_lengths)
         state = {"step": step + 1, "tokens": state["tokens"] + tokens, "failures": batch.failures}
@@ -53,7 +58,7 @@ def train(ctx: RunContext) -> None:
         metrics["tokens_per_second"] = tokens / (time.perf_counter() - began)
         if evaluator.due(step + 1, total):
             with logbook.timed("eval"):
-                metrics |= evaluator.run(models.policy)
+                metrics |= evaluator.run(models.policy, engine)
         logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
         logbook.samples(step + 1, experience.trajectories, encoder)
         watch.check(step + 1, metrics, experience)
@@ -67,3 +72,4 @@ def train(ctx: RunContext) -> None:
     checkpoint.save_final(ctx, models.policy)
     for source in sources:
         source.close()
+    engine.close()

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from rlhfctl.data.encode import PromptRow, encode_prompts
 from rlhfctl.data.load import load_samples
 from rlhfctl.errors import Refused, RunFailed
@@ -13,8 +11,8 @@ from rlhfctl.rewards.build import Source
 from rlhfctl.rewards.sample import reward_sample
 from rlhfctl.rewards.score import score_samples
 from rlhfctl.rewards.shaping import shape
-from rlhfctl.rollout.hf import Sampling, generate
-from rlhfctl.rollout.types import Request
+from rlhfctl.rollout.engine import Engine
+from rlhfctl.rollout.types import Request, Sampling
 from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.tracking.metrics import append_jsonl
 from rlhfctl.trainers.context import RunContext
@@ -52,7 +50,7 @@ def load_prompts(recipe: PpoRecipe, encoder: ChatEncoder) -> tuple[list[PromptRo
 def sample(
     ctx: RunContext,
     recipe: PpoRecipe,
-    policy: nn.Module,
+    engine: Engine,
     encoder: ChatEncoder,
     prompts: list[PromptRow],
     step: int,
@@ -70,7 +68,7 @@ def sample(
         step,
         rollout.max_batch_tokens,
     )
-    rollouts = generate(policy, requests, sampling)
+    rollouts = engine.generate(requests, sampling)
     return [from_rollout(rollout, prompts[rollout.index // n], encoder) for rollout in rollouts]
 
 

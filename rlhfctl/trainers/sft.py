@@ -12,6 +12,7 @@ from rlhfctl.models.lora import add_lora
 from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
 from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.recipe.tasks import SftRecipe
+from rlhfctl.rollout.engine import HfEngine
 from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import sum_over_ranks
@@ -36,9 +37,10 @@ def train(ctx: RunContext) -> None:
     models, optimizers = {"policy": policy}, {"policy": optimizer}
     state = checkpoint.restore(ctx, models, optimizers) or {"step": 0, "tokens": 0}
     start, seen = state["step"], state["tokens"]
+    engine = HfEngine(policy)
     logbook = Logbook(ctx, total, start)
     if start == 0 and evaluator.wanted:
-        logbook.log(0, evaluator.run(policy), force=True)
+        logbook.log(0, evaluator.run(policy, engine), force=True)
 
     for step in range(start, total):
         began = time.perf_counter()
@@ -60,7 +62,7 @@ def train(ctx: RunContext) -> None:
         metrics["tokens_per_second"] = tokens / elapsed
         if evaluator.due(step + 1, total):
             with logbook.timed("eval"):
-                metrics |= evaluator.run(policy)
+                metrics |= evaluator.run(policy, engine)
         logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
 
         state = {"step": step + 1, "tokens": seen}

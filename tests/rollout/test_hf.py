@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from rlhfctl.models import attention
 from rlhfctl.models.load import prepare
-from rlhfctl.rollout.hf import Sampling, generate
-from rlhfctl.rollout.types import Request
+from rlhfctl.rollout.hf import generate
+from rlhfctl.rollout.types import Request, Sampling
 
 SIZES = {
     "vocab_size": 61,

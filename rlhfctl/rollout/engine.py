@@ -1,0 +1,55 @@
+"""What samples responses: one interface, whether the trainer's own module does it or a server elsewhere."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import nn
+
+from rlhfctl.recipe.sections import Rollout as RolloutSpec
+from rlhfctl.rollout import hf
+from rlhfctl.rollout.types import Request, Rollout, Sampling
+
+
+class Engine(Protocol):
+    """Every rank has one; what it is asked for is that rank's share."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        """One response per request, in the order of the requests, sampled from the weights of the last sync.
+
+        A sample is a function of those weights, its prompt and (seed, step, index). Raises RunFailed.
+        """
+        ...
+
+    def sync(self, policy: nn.Module, step: int) -> dict[str, float]:
+        """Take over the policy's weights as they are after `step` steps, and prove it; returns metrics.
+
+        Called by every rank: before the first generate and after each phase of optimizer steps. Raises RunFailed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; called once, after the run's last collective."""
+        ...
+
+
+class HfEngine:
+    """The trainer's module generates: its weights are always the policy's."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        self.policy = policy
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        return hf.generate(self.policy, requests, sampling)
+
+    def sync(self, policy: nn.Module, step: int) -> dict[str, float]:
+        self.policy = policy
+        return {}
+
+    def close(self) -> None:
+        del self.policy
+
+
+def build_engine(spec: RolloutSpec, policy: nn.Module) -> Engine:
+    """The recipe's engine, with weights that only its first sync vouches for."""
+    assert spec.engine == "hf"
+    return HfEngine(policy)
