@@ -1,11 +1,12 @@
 # make quickstart   install, then the whole main job on the CPU with a tiny model (minutes)
-# make test         install, then the tests but the heavy ones;  make test-heavy: those
+# make test         install, then the tests but the heavy ones (JOBS=2 at a time);  make test-heavy: those
 # make lint         ruff and mypy;  make bench: the benchmarks as JSON lines;  make install: .venv alone
 # make install-full vLLM, DeepSpeed and bitsandbytes for the CPU as well (3 GB)
 #
 # PYTHON=python3.12 picks the interpreter, VENV=DIR the environment, TORCH='torch==2.13.0 --index-url URL' the torch build.
 
 VENV ?= .venv
+JOBS ?= 2
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 TORCH ?= torch==2.13.0
@@ -28,8 +29,12 @@ install: $(INSTALLED)
 
 install-full: $(INSTALLED_FULL)
 
+# Tests that hold CPU times run alone, the others on $(JOBS) processes; both parts run even if the first fails.
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest
+	@failed=0; \
+	$(BIN)/python -m pytest -m "timed and not heavy" || failed=1; \
+	$(BIN)/python -m pytest -m "not timed and not heavy" -n $(JOBS) --dist loadfile || failed=1; \
+	exit $$failed
 
 test-heavy: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m heavy

@@ -218,6 +218,7 @@ def test_bad_input(cli: Any, shared: Path, tmp_path: Path, args: list[str], code
     assert cli("inspect-template", *args, "--json").object["exit_code"] == code
 
 
+@pytest.mark.timed
 def test_speed_on_two_real_tokenizers(cli: Any, shared: Path) -> None:
     sides = [str(shared / "tokenizers" / name) for name in ("qwen2", "llama-3-8b-instruct")]
     spent = []

@@ -109,6 +109,7 @@ def test_strict_and_allow(bare_side: Bare) -> None:
     assert inspect(side, options=Options(clock=CLOCK, strict=True, allow=frozenset(found))).exit_code == 0
 
 
+@pytest.mark.timed
 def test_speed_without_tokenizers(bare_side: Bare, entries: dict, truth: dict) -> None:
     """Under 100 ms a pair; CPU of the rendering child included. The best of three rounds: a child of an earlier test
     that is reaped meanwhile brings its own seconds."""
