@@ -12,7 +12,6 @@ COMMANDS = {
     "oreo": "Offline reasoning optimisation",
     "eval": "Accuracy of a model or a run",
     "report": "One HTML file of some runs",
-    "doctor": "What this machine can run",
 }
 # Any argument or flag is taken, so that the answer is always that the command is not built.
 TAKES_ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True}

@@ -95,6 +95,18 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(found)
 
 
+def driver_cuda() -> str | None:
+    """The newest CUDA that the driver runs, "12.8"; None without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
 def torch_has_cuda() -> bool | None:
     """Whether the installed torch is a CUDA build, read from its metadata; None: not installed."""
     try:
