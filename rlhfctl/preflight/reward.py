@@ -10,11 +10,13 @@ from rlhfctl.data.samples import Sample
 from rlhfctl.errors import RlhfctlError
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, spread
+from rlhfctl.preflight.weights import score_read
 from rlhfctl.recipe.sections import ModelSource
 from rlhfctl.rewards.build import Source, build_sources
 from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.rewards.sample import reward_sample
 
+GIVES = {"step_end": "step", "token_sum": "token"}  # how a reward model is read: what its spans are
 ROWS = 8  # rows whose reward is tried
 TEXTS = 24  # other responses tried on rows without an answer of their own
 PLAIN = ("", "yes", "No.", "I do not know.", "42", "The answer is 7.", "#7", "\\boxed{7}", "a b c " * 40)
@@ -40,7 +42,7 @@ def check(inputs: Inputs) -> list[Finding]:
         return []
     split = "train" if inputs.answered("train") else "eval"
     samples = inputs.samples(split).samples
-    findings = unlabelled(inputs, samples)
+    findings = unlabelled(inputs, samples) + model_spans(inputs)
     callable_sources = [source for source in reward.sources if not isinstance(source, ModelSource)]
     if not callable_sources or findings:
         return findings
@@ -100,6 +102,38 @@ def unlabelled(inputs: Inputs, samples: list[Sample]) -> list[Finding]:
             "reward",
         )
     ]
+
+
+def model_spans(inputs: Inputs) -> list[Finding]:
+    """R007, R008: reward models that cannot give the spans, or the redistribution, that the recipe asks for."""
+    reward = inputs.recipe.reward
+    assert reward is not None
+    findings, spread = [], reward.shaping.redistribution != "none"
+    reads = [score_read(inputs.config(source.path)) for source in inputs.reward_models]
+    for source, read in zip(inputs.reward_models, reads, strict=True):
+        if source.span_weight and read is not None and GIVES.get(read) != reward.granularity:
+            findings.append(
+                Finding(
+                    "R007",
+                    "error",
+                    f"reward model {source.path} gives no scores of {reward.granularity}s",
+                    f"it reads {read}, its source has a span_weight and reward.granularity is {reward.granularity}",
+                    "step needs a model that reads step_end, token one that reads token_sum (rlhfctl rm trains both)",
+                    "reward",
+                )
+            )
+    if spread and "last_token" not in reads and None not in reads:
+        findings.append(
+            Finding(
+                "R008",
+                "error",
+                "no reward model has a score that reward.shaping.redistribution could spread",
+                f"it needs one that reads last_token; here: {', '.join(map(str, reads))}",
+                "leave redistribution out; token_sum and step_end have granularity token and step",
+                "reward",
+            )
+        )
+    return findings
 
 
 def make_probes(samples: list[Sample]) -> list[Probe]:
@@ -176,6 +210,17 @@ def source_findings(source: Source, probes: list[Probe]) -> list[Finding]:
                 "correct the reward function; it must give a finite number for any response",
                 "reward",
                 {"statuses": sorted({outcome.status for outcome in failed})},
+            )
+        ]
+    if source.span_weight and not any(outcome.spans for outcome in outcomes):
+        return [
+            Finding(
+                "R007",
+                "error",
+                f"reward {source.name} has a span_weight and gave no spans for any of {len(batch)} tried responses",
+                "reward.granularity step and token reward the spans of a source",
+                "give spans, or leave span_weight out: then its score of the whole response counts alone",
+                "reward",
             )
         ]
     scores = [outcome.score for outcome in outcomes if outcome.score is not None]

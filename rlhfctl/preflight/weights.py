@@ -113,6 +113,17 @@ def read_floats(entry: Entry) -> list[float] | None:
     return list(struct.unpack(f"<{len(raw) // struct.calcsize(code)}{code}", raw))
 
 
+def score_read(config: dict[str, Any]) -> str | None:
+    """How a reward model's score is read (models/reward_model.py); None without a configuration, as of an adapter."""
+    if not config:
+        return None
+    facts = config.get("reward_model")
+    if isinstance(facts, dict) and facts.get("read"):
+        return str(facts["read"])
+    names = config.get("architectures") or ()
+    return "step_end" if any(str(name).endswith("ForTokenClassification") for name in names) else "last_token"
+
+
 def parameters_of_config(config: dict[str, Any]) -> int | None:
     """About how many parameters a decoder of this configuration has; None where the usual keys are absent."""
     try:

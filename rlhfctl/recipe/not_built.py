@@ -16,12 +16,11 @@ KEYS = (
     "reward.shaping.length_penalty",
     "reward.shaping.normalisation",
     "reward.shaping.normalization",
-    "reward.shaping.redistribution",
 )
 
 VALUES = {
     "launch.launcher": ("deepspeed",),
-    "reward.granularity": ("step", "token"),
+    "reward.shaping.redistribution": ("attention",),
     "rollout.engine": ("vllm", "vllm_server"),
 }
 

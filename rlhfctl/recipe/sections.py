@@ -75,8 +75,17 @@ class ValueModel(Section):
     lr: float | None = Field(None, gt=0, description="learning rate of the value model; default: optim.lr")
 
 
+StepReward = Literal["difference", "raw", "min"]
+STEP_REWARD = (
+    "reward of step k from a model's P(step is right): P_k - P_(k-1), P_k, or changes of the lowest P so far"
+)
+
+
 class RewardSource(Section):
     weight: float = Field(1.0, description="this source's factor in the summed reward")
+    span_weight: float = Field(
+        0.0, description="granularity step or token: factor of this source's scores of steps or tokens"
+    )
 
 
 class VerifierSource(RewardSource):
@@ -100,6 +109,7 @@ class ModelSource(RewardSource):
     template: Literal["own"] = Field("own", description="scored through the reward model's own chat template")
     template_kwargs: dict[str, Any] = Field(default_factory=dict, description="variables for its template")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="as policy.dtype")
+    step_reward: StepReward = Field("difference", description=STEP_REWARD)
 
 
 class RemoteSource(RewardSource):
@@ -116,6 +126,7 @@ class RemoteSource(RewardSource):
     retries: NonNegative = Field(5, description="tries after the first, on transient failures only")
     max_in_flight: Positive = Field(8, description="requests at a time")
     request_size: Positive = Field(32, description="most samples of one request")
+    step_reward: StepReward = Field("difference", description=STEP_REWARD)
     template_sha256: str | None = Field(
         None, description="refuse a service whose chat template has another hash"
     )
@@ -148,11 +159,25 @@ class Shaping(Section):
         0, description="DAPO soft length penalty over the last tokens before max_new_tokens; 0: off"
     )
     overlong_factor: float = Field(1.0, ge=0, description="size of the full overlong penalty")
+    redistribution: Literal["none", "difference"] = Field(
+        "none",
+        description="difference: each token gets what it adds to the score of a reward model read at every token",
+    )
+    redistribution_share: Fraction = Field(
+        1.0, description="share of the token scores that is given out; the rest stays on the last token"
+    )
+    preserve_total: bool = Field(
+        True, description="the tokens' rewards sum to the shaped score: what is left goes to the last token"
+    )
 
 
 class Reward(Section):
     sources: list[AnySource] = Field(min_length=1, description="one or more sources, summed with weights")
-    granularity: Literal["sequence"] = Field("sequence", description="where rewards are given")
+    granularity: Literal["sequence", "step", "token"] = Field(
+        "sequence",
+        description="step, token: the spans of sources with span_weight are rewarded where they end, or spread over "
+        "their tokens; the score of the whole response is given at its end in any case",
+    )
     shaping: Shaping = Field(default_factory=Shaping)
     max_failures: NonNegative = Field(0, description="rows whose reward may fail before the run stops")
 

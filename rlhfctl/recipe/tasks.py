@@ -4,6 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rlhfctl.recipe import token_rewards
 from rlhfctl.recipe.ignored import ignored_keys, ignored_keys_of_rm
 from rlhfctl.recipe.sections import (
     Algorithm,
@@ -54,6 +55,9 @@ class SftRecipe(Recipe):
             raise ValueError(
                 "rollout in an sft recipe is for evaluation by a reward: add reward, or remove rollout"
             )
+        problems = token_rewards.problems(self.reward, None) if self.reward is not None else []
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     def evaluation_rollout(self) -> Rollout:
@@ -111,7 +115,7 @@ class PpoRecipe(Recipe):
             raise ValueError(
                 "algorithm.importance_correction compares the trainer with the sampler: old_logprobs cannot be sampler"
             )
-        ignored = ignored_keys(self)
+        ignored = ignored_keys(self) + token_rewards.problems(self.reward, self.algorithm.advantage)
         if ignored:
             raise ValueError("\n".join(ignored))  # one problem a line
         return self

@@ -15,6 +15,7 @@ class Source(Protocol):
 
     name: str
     weight: float
+    span_weight: float
 
     def score(self, samples: list[dict[str, Any]]) -> list[Outcome]:
         """One outcome a sample, in order; a sample that cannot be scored is an outcome, not an exception."""
@@ -34,7 +35,7 @@ def build_sources(
     sources: list[Source] = []
     names: dict[str, int] = {}
     for section in reward.sources:
-        source = _build(section, policy, template)
+        source = _build(section, policy, template, reward)
         count = names[source.name] = names.get(source.name, 0) + 1
         if count > 1:
             source.name = f"{source.name}#{count}"
@@ -46,6 +47,7 @@ def _build(
     section: VerifierSource | PythonSource | ModelSource | RemoteSource,
     policy: ChatEncoder | None,
     template: Template | None,
+    reward: Reward,
 ) -> Source:
     if isinstance(section, VerifierSource):
         return VerifierReward(section)
@@ -58,7 +60,8 @@ def _build(
             raise Unable(
                 f"a reward of kind remote needs {error.name}: pip install 'rlhfctl[train]'"
             ) from None
-        return RemoteReward(section, policy, template)
+        return RemoteReward(section, policy, template, reward.granularity)
     from rlhfctl.rewards.model import ModelReward  # torch
 
-    return ModelReward(section, policy, template)
+    spread = reward.shaping.redistribution
+    return ModelReward(section, policy, template, reward.granularity, spread)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
+from rlhfctl.errors import Refused
 from rlhfctl.models.load import resolve_dtype
 from rlhfctl.models.reward_model import RewardModel, last_read, load_reward_model
 from rlhfctl.models.tokenizer import load_encoder
@@ -15,7 +16,7 @@ from rlhfctl.rewards.spans import step_spans, token_spans
 from rlhfctl.serving.protocol import Granularity
 from rlhfctl.templates.bridge import Bridge, Bridged, BridgeOptions, TooLong
 from rlhfctl.templates.encode import ChatEncoder
-from rlhfctl.templates.places import response_places, split_steps, step_places
+from rlhfctl.templates.places import NotFound, response_places, split_steps, step_places
 
 TOKENS_PER_FORWARD = 8192
 
@@ -24,14 +25,31 @@ class ModelReward:
     """Messages and response are rendered anew: the policy's text, ids and special tokens never reach the model."""
 
     def __init__(
-        self, section: ModelSource, policy: ChatEncoder | None = None, template: Template | None = None
+        self,
+        section: ModelSource,
+        policy: ChatEncoder | None = None,
+        template: Template | None = None,
+        granularity: Granularity = "sequence",
+        redistribution: str = "none",
     ) -> None:
-        """policy: opens the reasoning block that its prompts open. template: what may be done to messages."""
+        """policy: opens the reasoning block that its prompts open. template: what may be done to messages.
+
+        granularity: of the spans that a source with span_weight must give. redistribution `difference`: a model that
+        reads the last token is read at every token, and its spans are what each token adds. Raises Refused where the
+        model cannot give them."""
         self.name = "model"
-        self.weight = section.weight
+        self.weight, self.span_weight = section.weight, section.span_weight
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         encoder = load_encoder(section.path, template_kwargs=section.template_kwargs)
         self.model = load_reward_model(section.path, resolve_dtype(section.dtype, self.device), self.device)
+        self.differences = redistribution == "difference" and self.model.read == "last_token"
+        self.step_reward = section.step_reward if self.model.read == "step_end" else None
+        if self.differences and not isinstance(self.model, RewardModel):
+            raise Refused(
+                f"{section.path} is an encoder: it has no score of a beginning, so no redistribution"
+            )
+        if section.span_weight and granularity not in self.granularities:
+            raise Refused(no_spans(section.path, self.model.read, granularity))
         options = BridgeOptions(
             fold_system=template is not None and template.fold_system,
             merge_roles=template is not None and template.merge_roles,
@@ -68,7 +86,11 @@ class ModelReward:
             rows.append(bridged.ids)
             places.append(place)
             asked.append((bridged, sample["response"]))
-        if self.model.read == "last_token":
+        if self.differences:
+            assert isinstance(self.model, RewardModel)
+            values = self.model.at(rows, read, TOKENS_PER_FORWARD)
+            scores = [(value[-1] - self.model.mean) / self.model.std for value in values]
+        elif self.model.read == "last_token":
             values = [[score] for score in self.model.score(rows, TOKENS_PER_FORWARD)]
             scores = [value[0] for value in values]
         else:
@@ -94,6 +116,10 @@ class ModelReward:
     def spans(self, bridged: Bridged, response: str, places: list[int], values: list[float]) -> list[Span]:
         """Of steps: the score is the lowest. Of tokens: the score is the sum; the mean is taken off the last one."""
         mean, std = self.model.mean, self.model.std
+        if self.differences and len(values) > 1:
+            steps = zip(values[1:], values[:-1], strict=True)
+            added = [(after - before) / std for after, before in steps]
+            return token_spans(self.bridge.rm, bridged, response, places[1:], added)
         if self.model.read == "step_end":
             scores = [(value - mean) / std for value in values]
             return step_spans(response, self.model.separator, scores)
@@ -104,6 +130,13 @@ class ModelReward:
 
     def places(self, bridged: Bridged, response: str) -> list[int]:
         """The token indices that the model's score is read at, for models that read more than the last token."""
+        if self.differences:
+            last = last_read(bridged.ids, self.model.pad)
+            try:
+                places = response_places(self.bridge.rm, bridged)
+            except NotFound:  # an empty response, or one that the template rewrites: its score stays whole
+                return [last]
+            return [places[0] - 1, *(place for place in places if place <= last)] if places[0] else [last]
         if self.model.read == "last_token":
             return []
         if self.model.read == "token_sum":
@@ -113,3 +146,9 @@ class ModelReward:
 
     def close(self) -> None:
         return None
+
+
+def no_spans(path: str, read: str, granularity: str) -> str:
+    """Why a reward model cannot be a source of spans; preflight says the same."""
+    gives = {"step_end": "scores of steps", "token_sum": "scores of tokens"}.get(read, "one score a response")
+    return f"reward model {path} gives {gives}, its source has a span_weight and reward.granularity is {granularity}"

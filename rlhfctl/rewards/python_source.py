@@ -21,6 +21,7 @@ class PythonReward:
         if not Path(source.path).is_file():
             raise Refused(f"reward function file {source.path} does not exist; check reward.sources")
         self.name, self.weight = f"{Path(source.path).stem}.{source.function}", source.weight
+        self.span_weight = source.span_weight
         self._timeout = source.timeout
         self._child = Child("rlhfctl.rewards.python_child", [source.path, source.function])
 

@@ -18,7 +18,7 @@ from rlhfctl.recipe.sections import RemoteSource, Template
 from rlhfctl.rewards.outcome import Outcome, Span
 from rlhfctl.rewards.remote_messages import adapters
 from rlhfctl.rewards.remote_servers import Permanent, Servers, Transient, agree
-from rlhfctl.serving.protocol import SCHEMA, Info, Reward, problems
+from rlhfctl.serving.protocol import SCHEMA, Granularity, Info, Reward, problems
 from rlhfctl.templates.bridge import opened_reasoning
 from rlhfctl.templates.encode import ChatEncoder
 
@@ -36,10 +36,18 @@ class RemoteReward:
     """
 
     def __init__(
-        self, section: RemoteSource, policy: ChatEncoder | None = None, template: Template | None = None
+        self,
+        section: RemoteSource,
+        policy: ChatEncoder | None = None,
+        template: Template | None = None,
+        granularity: Granularity = "sequence",
     ) -> None:
-        """policy, template: as for a model in this process; what they ask for is done to messages before they leave."""
+        """policy, template: as for a model in this process; what they ask for is done to messages before they leave.
+        granularity: of the spans that are asked for where the source has a span_weight."""
         self.name, self.weight, self._section = "remote", section.weight, section
+        self.span_weight = section.span_weight
+        self.step_reward: str | None = None
+        self._granularity = granularity if section.span_weight else "sequence"
         key = None
         if section.api_key_env is not None:
             key = os.environ.get(section.api_key_env, "").strip()
@@ -56,6 +64,8 @@ class RemoteReward:
             self._servers.close()
             raise
         is_model = self.info.kind == "model"
+        if is_model and self._granularity == "step":
+            self.step_reward = section.step_reward
         self._opened = opened_reasoning(policy) if is_model and policy is not None else ""
         self._adapters = adapters(self.info, template) if is_model else []
         self._threads = ThreadPoolExecutor(section.max_in_flight, thread_name_prefix="reward")
@@ -76,6 +86,11 @@ class RemoteReward:
             )
         if "sequence" not in info.granularities:
             raise Refused(f"the reward server {info.name} gives no score for a whole response")
+        if self._granularity not in info.granularities:
+            raise Refused(
+                f"the reward server {info.name} gives no scores of {self._granularity}s, but its source has a "
+                f"span_weight and reward.granularity is {self._granularity}; it gives: {', '.join(info.granularities)}"
+            )
 
     def score(self, samples: list[dict[str, Any]]) -> list[Outcome]:
         deadline = time.monotonic() + self._section.total_timeout
@@ -110,8 +125,8 @@ class RemoteReward:
         return json.dumps(row, default=str, ensure_ascii=False).encode()
 
     def _ask(self, part: Part, ids: list[str], deadline: float) -> dict[int, Outcome]:
-        body = b'{"schema":%d,"granularity":"sequence","samples":[%s]}' % (
-            SCHEMA, b",".join(row for _, row in part),
+        body = b'{"schema":%d,"granularity":"%s","samples":[%s]}' % (
+            SCHEMA, self._granularity.encode(), b",".join(row for _, row in part),
         )  # fmt: skip
         try:
             answer = self._servers.post("/v1/rewards", body, deadline)

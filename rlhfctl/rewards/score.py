@@ -29,7 +29,10 @@ def score_samples(sources: list[Source], samples: list[dict[str, Any]]) -> Score
         given = source.score(samples)
         if len(given) != len(samples):
             raise AssertionError(f"{source.name} gave {len(given)} outcomes for {len(samples)} samples")
-        outcomes[source.name] = given
+        outcomes[source.name] = [
+            without_spans(source, outcome, sample) if source.span_weight else outcome
+            for outcome, sample in zip(given, samples, strict=True)
+        ]
     totals = [_total(sources, outcomes, index) for index in range(len(samples))]
     failures = [
         quarantine_record(name, outcome, sample)
@@ -38,6 +41,13 @@ def score_samples(sources: list[Source], samples: list[dict[str, Any]]) -> Score
         if outcome.status != "ok"
     ]
     return Scored(totals, outcomes, _metrics(outcomes), failures)
+
+
+def without_spans(source: Source, outcome: Outcome, sample: dict[str, Any]) -> Outcome:
+    """A source whose spans are counted and that gives none for a text has no score for it: nothing is not zero."""
+    if outcome.status != "ok" or outcome.spans or not sample["response"].strip():
+        return outcome
+    return Outcome("missing", error=f"{source.name}: a score without spans, and the source has a span_weight")
 
 
 def quarantine_record(source: str, outcome: Outcome, sample: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ class VerifierReward:
     def __init__(self, source: VerifierSource) -> None:
         self.name: str = source.name
         self.weight, self._source = source.weight, source
+        self.span_weight = source.span_weight
         self._verify = VERIFIERS[source.name]()
 
     def score(self, samples: list[dict[str, Any]]) -> list[Outcome]:

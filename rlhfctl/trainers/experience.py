@@ -1,6 +1,7 @@
 """From scored trajectories to what the loss needs: old log-probabilities, values, advantages, returns.
 
-B trajectories, T the longest response; tensors [B, T] are right-padded, mask says which entries are tokens.
+B trajectories, T the longest response; tensors [B, T] are right-padded, mask says which entries are tokens that the
+policy wrote: neither padding nor observations between its turns.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +13,10 @@ from torch import Tensor
 from rlhfctl.algorithms.advantages import discounted_returns, group_advantages
 from rlhfctl.algorithms.gae import gae, whiten
 from rlhfctl.algorithms.kl import kl
-from rlhfctl.algorithms.masking import length_mask
+from rlhfctl.algorithms.redistribution import redistribute
 from rlhfctl.algorithms.rewards_to_tokens import token_rewards
 from rlhfctl.models.packing import Pack, pack, plan_packs, split_over_ranks
-from rlhfctl.recipe.sections import Algorithm
+from rlhfctl.recipe.sections import Algorithm, Shaping
 from rlhfctl.trainers.distributed import gather_lists
 from rlhfctl.trainers.trajectory import Trajectory
 
@@ -33,6 +34,10 @@ class Experience:
     advantages: Tensor
     returns: Tensor | None
     zero_variance_groups: int
+    rewards: Tensor | None = None  # per token, None with group estimators
+    sum_error: float = (
+        0.0  # largest difference of a response's rewards from its score, token rewards and penalty
+    )
     groups: int = 0  # prompts compared within themselves; 0 without a group estimator
     old_known: bool = True  # False: the first pass of the update fills old_logprobs in
 
@@ -41,7 +46,7 @@ class Experience:
         return [trajectory.ids for trajectory in self.trajectories]
 
     @property
-    def trained(self) -> list[range]:
+    def trained(self) -> list[list[int]]:
         return [trajectory.trained for trajectory in self.trajectories]
 
     @property
@@ -50,7 +55,8 @@ class Experience:
 
     @property
     def response_lengths(self) -> list[int]:
-        return [len(trajectory.response_ids) for trajectory in self.trajectories]
+        """Tokens that the policy wrote."""
+        return [len(trajectory.trained) for trajectory in self.trajectories]
 
 
 def pad(rows: Sequence[Tensor]) -> Tensor:
@@ -67,7 +73,8 @@ def score_tokens(
     device: torch.device,
     bucket: int = 1,
 ) -> Tensor:
-    """One number per response token, [B, T] on every rank: each rank runs `forward` (Pack -> [N]) on its share."""
+    """One number per token of the policy, 0 elsewhere: [B, T] on every rank. Each rank runs `forward` (Pack -> [N]) on
+    its share."""
     ids = [trajectory.ids for trajectory in trajectories]
     trained = [trajectory.trained for trajectory in trajectories]
     lengths = [len(row) for row in ids]
@@ -79,7 +86,12 @@ def score_tokens(
             parts = forward(batch).float().cpu().split(batch.counts)
             found += list(zip(members, parts, strict=True))
     by_row = dict(gather_lists(found))
-    return pad([by_row[row] for row in range(len(ids))])
+    return pad([spread_out(by_row[row], trajectories[row].mask) for row in range(len(ids))])
+
+
+def spread_out(values: Tensor, mask: Tensor) -> Tensor:
+    """One value per True of the mask [T] -> [T], 0 where it is False."""
+    return torch.zeros(len(mask), dtype=values.dtype).masked_scatter(mask, values)
 
 
 def build(
@@ -89,20 +101,27 @@ def build(
     values: Tensor | None,
     algorithm: Algorithm,
     n: int,
+    shaping: Shaping | None = None,
 ) -> Experience:
     """Advantages by `algorithm.advantage`. Rows [B, T] belong to `trajectories`, in order of index; a prompt's samples
-    whose reward failed are absent, and its group is compared without them."""
-    lengths = torch.tensor([len(trajectory.response_ids) for trajectory in trajectories])
-    mask = length_mask(lengths, int(lengths.max()))
+    whose reward failed are absent, and its group is compared without them. shaping: for its redistribution."""
+    mask = pad([trajectory.mask for trajectory in trajectories])
     scores = torch.tensor([trajectory.shaped for trajectory in trajectories])
     penalty = None
     if ref_logprobs is not None and algorithm.kl_in == "reward":
         penalty = torch.where(mask, kl(old_logprobs, ref_logprobs, algorithm.kl_estimator or "k1"), 0.0)
 
-    returns, zero_variance, groups = None, 0, 0
+    returns, rewards, zero_variance, groups = None, None, 0, 0
+    sum_error = 0.0
     per_token = algorithm.advantage in ("gae", "reinforce")
     if per_token:
-        rewards = token_rewards(scores, mask, penalty, algorithm.kl_coef)
+        dense, left = dense_rewards(trajectories, scores, mask, shaping or Shaping())
+        rewards = token_rewards(left, mask, penalty, algorithm.kl_coef, dense)
+        if dense is not None:
+            wanted_sums = scores if redistributes(shaping) else scores + dense.sum(1)
+            if penalty is not None:
+                wanted_sums = wanted_sums - algorithm.kl_coef * penalty.sum(1)
+            sum_error = float((rewards.sum(1) - wanted_sums).abs().max())
         if algorithm.advantage == "gae":
             assert values is not None
             advantages, returns = gae(rewards, values, mask, algorithm.gamma, algorithm.gae_lambda)
@@ -138,5 +157,28 @@ def build(
         advantages=advantages,
         returns=returns,
         zero_variance_groups=zero_variance,
+        rewards=rewards,
+        sum_error=sum_error,
         groups=groups,
     )
+
+
+def redistributes(shaping: Shaping | None) -> bool:
+    return shaping is not None and shaping.redistribution != "none"
+
+
+def dense_rewards(
+    trajectories: list[Trajectory], scores: Tensor, mask: Tensor, shaping: Shaping
+) -> tuple[Tensor | None, Tensor]:
+    """(token rewards [B, T] or None, what stands on the last token [B])."""
+    if all(trajectory.token_rewards is None for trajectory in trajectories):
+        return None, scores
+    parts = [
+        torch.zeros(len(trajectory.response_ids))
+        if trajectory.token_rewards is None
+        else trajectory.token_rewards
+        for trajectory in trajectories
+    ]
+    if not redistributes(shaping):
+        return pad(parts), scores
+    return redistribute(pad(parts), scores, mask, shaping.redistribution_share, shaping.preserve_total)

@@ -9,7 +9,8 @@ from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.tracking.metrics import append_jsonl
 from rlhfctl.tracking.progress import Progress
 from rlhfctl.trainers.context import RunContext
-from rlhfctl.trainers.trajectory import Trajectory
+from rlhfctl.trainers.experience import Experience
+from rlhfctl.trainers.token_table import token_table
 
 
 class Logbook:
@@ -43,12 +44,15 @@ class Logbook:
         if self.progress:
             self.progress.update(step, metrics)
 
-    def samples(self, step: int, trajectories: list[Trajectory], encoder: ChatEncoder) -> None:
-        """Every train.samples_every steps the first few trajectories of the batch, whole."""
+    def samples(self, step: int, experience: Experience, encoder: ChatEncoder) -> None:
+        """Every train.samples_every steps the first few trajectories of the batch, whole, with their tokens."""
         train = self.ctx.recipe.train
         if self.ctx.rank == 0 and train.samples_every and step % train.samples_every == 0:
-            for trajectory in trajectories[: train.samples_per_step]:
-                append_jsonl(self.ctx.run.samples, trajectory.record(step, encoder))
+            for row, trajectory in enumerate(experience.trajectories[: train.samples_per_step]):
+                record = trajectory.record(step, encoder) | {
+                    "token_table": token_table(experience, row, encoder)
+                }
+                append_jsonl(self.ctx.run.samples, record)
 
     def close(self) -> None:
         if self.progress:

@@ -43,7 +43,7 @@ def train(ctx: RunContext) -> None:
             asked = [prompts[row] for row in order.batch(step)]
             mine = ppo_rollout.sample(ctx, recipe, engine, encoder, asked, step)
         with logbook.timed("reward"):
-            batch = ppo_rollout.score(ctx, recipe, sources, asked, mine, step + 1, state["failures"])
+            batch = ppo_rollout.score(ctx, recipe, sources, asked, mine, step + 1, state["failures"], encoder)
         with logbook.timed("experience"):
             experience = make_experience(ctx, recipe, models, batch.trajectories)
         with logbook.timed("train"):
@@ -60,7 +60,7 @@ def train(ctx: RunContext) -> None:
             with logbook.timed("eval"):
                 metrics |= evaluator.run(models.policy, engine)
         logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
-        logbook.samples(step + 1, experience.trajectories, encoder)
+        logbook.samples(step + 1, experience, encoder)
         watch.check(step + 1, metrics, experience)
 
         saved = checkpoint.due(recipe.train.save_every, step + 1, total)

@@ -29,7 +29,9 @@ def make_experience(
             old_logprobs = per_token(models.logprobs)
         else:
             known = False
-    experience = build(trajectories, old_logprobs, ref_logprobs, values, algorithm, recipe.rollout.n)
+    experience = build(
+        trajectories, old_logprobs, ref_logprobs, values, algorithm, recipe.rollout.n, recipe.reward.shaping
+    )
     experience.old_known = known
     return experience
 

@@ -44,6 +44,10 @@ def batch_metrics(experience: Experience) -> dict[str, float]:
         metrics["value/explained_variance"] = explained_variance(sums)
         metrics["value/mean"] = float((experience.values * mask).sum()) / tokens
         metrics["returns/mean"] = sums["returns"] / tokens
+    dense = [t.token_rewards.sum() for t in trajectories if t.token_rewards is not None]
+    if dense:
+        metrics["reward/token_mean"] = float(torch.stack(dense).sum()) / tokens
+        metrics["reward/sum_error"] = experience.sum_error
     if experience.groups:
         metrics["groups/zero_variance_fraction"] = experience.zero_variance_groups / experience.groups
     return metrics
@@ -80,7 +84,8 @@ class Watch:
     def _no_signal(self, metrics: dict[str, float], experience: Experience) -> str | None:
         if experience.groups and experience.zero_variance_groups == experience.groups:
             return "all samples of every prompt have the same reward"
-        if metrics["reward/std"] == 0.0 and len(experience.trajectories) > 1:
+        dense = "reward/token_mean" in metrics  # tokens may differ where the scores of responses do not
+        if metrics["reward/std"] == 0.0 and not dense and len(experience.trajectories) > 1:
             return f"all rewards are equal ({metrics['reward/mean']:g})"
         if not torch.any(experience.advantages != 0):
             return "all advantages are zero"

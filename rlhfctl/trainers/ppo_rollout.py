@@ -15,6 +15,7 @@ from rlhfctl.rollout.engine import Engine
 from rlhfctl.rollout.types import Request, Sampling
 from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.tracking.metrics import append_jsonl
+from rlhfctl.trainers import token_rewards
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import gather_lists
 from rlhfctl.trainers.order import BatchOrder
@@ -80,6 +81,7 @@ def score(
     mine: list[Trajectory],
     step: int,
     failures: int,
+    encoder: ChatEncoder,
 ) -> Batch:
     """Score this rank's trajectories and bring all ranks' together; `failures` are those of the steps before.
 
@@ -96,6 +98,12 @@ def score(
             found = outcomes[place].score
             if found is not None and len(sources) > 1:
                 trajectory.reward_metrics[name] = found
+        if token_rewards.wanted(recipe.reward) and trajectory.reward is not None:
+            mine_of = {name: outcomes[place] for name, outcomes in scored.outcomes.items()}
+            trajectory.token_rewards = token_rewards.token_scores(
+                trajectory, sources, mine_of, recipe.reward, encoder
+            )
+            trajectory.reward_metrics |= token_rewards.step_agreement(sources, mine_of)
     everyone: list[Trajectory] = sorted(gather_lists(mine), key=lambda trajectory: trajectory.index)
     quarantined: list[dict[str, Any]] = gather_lists(scored.failures)
     _quarantine(ctx, recipe, quarantined, step, failures)

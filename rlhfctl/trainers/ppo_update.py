@@ -132,7 +132,7 @@ def train_pack(
 
     def flat(padded: Tensor) -> Tensor:
         """[B, T] -> the pack's trained positions [N]."""
-        parts = [padded[row, :count] for row, count in zip(batch.rows, batch.counts, strict=True)]
+        parts = [padded[row, experience.mask[row]] for row in batch.rows]
         return torch.cat(parts).to(batch.ids.device)
 
     hidden = hidden_at_predictors(backbone(models.policy), batch)
@@ -143,7 +143,7 @@ def train_pack(
         sums.add("rollout_tokens", len(batch.targets))
     if not experience.old_known:
         for row, part in zip(batch.rows, logprobs.detach().cpu().split(batch.counts), strict=True):
-            experience.old_logprobs[row, : len(part)] = part
+            experience.old_logprobs[row, experience.mask[row]] = part
     old_logprobs = flat(experience.old_logprobs)
     importance = None
     if algorithm.importance_correction == "tis":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlhfctl.data.encode import PromptRow
@@ -12,10 +13,12 @@ from rlhfctl.templates.encode import ChatEncoder
 
 @dataclass(slots=True)
 class Trajectory:
-    """T response tokens. index: place in the step's global batch; samples of one prompt are neighbours.
+    """T response tokens, observations between the policy's turns included.
 
-    reward: the weighted sum of the sources, None where one failed; shaped: what training uses; logprobs [T]: the
-    sampler's. reward_metrics: what the sources say beside the score.
+    index: place in the step's global batch; samples of one prompt are neighbours. reward: the weighted sum of the
+    sources, None where one failed; shaped: what training uses; logprobs [T]: the sampler's. reward_metrics: what the
+    sources say beside the score. token_rewards [T]: rewards of parts of the response before shaping, None where only
+    the whole one is rewarded. observed: which response tokens the policy did not write, None: it wrote them all.
     """
 
     index: int
@@ -28,15 +31,29 @@ class Trajectory:
     reward: float | None = None
     shaped: float = 0.0
     reward_metrics: dict[str, float] = field(default_factory=dict)
+    token_rewards: Tensor | None = None
+    observed: list[bool] | None = None
 
     @property
     def ids(self) -> list[int]:
         return self.prompt_ids + self.response_ids
 
     @property
-    def trained(self) -> range:
-        """Indices of the response tokens in `ids`."""
-        return range(len(self.prompt_ids), len(self.prompt_ids) + len(self.response_ids))
+    def mask(self) -> Tensor:
+        """bool [T], True on tokens that the policy wrote."""
+        if self.observed is None:
+            return torch.ones(len(self.response_ids), dtype=torch.bool)
+        return ~torch.tensor(self.observed)
+
+    @property
+    def trained(self) -> list[int]:
+        """Indices in `ids` of the tokens that the policy wrote."""
+        start, observed = len(self.prompt_ids), self.observed
+        return [
+            start + place
+            for place in range(len(self.response_ids))
+            if observed is None or not observed[place]
+        ]
 
     def record(self, step: int, encoder: ChatEncoder) -> dict[str, Any]:
         """For samples.jsonl."""

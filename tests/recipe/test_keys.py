@@ -26,7 +26,7 @@ def test_choices_of_every_kind_of_key() -> None:
     assert keys["data.train"].items
     assert not keys["policy.lora"].items
     assert "policy.lora.rank" in keys
-    assert names_at("ppo", ("reward", "sources", 3))[:2] == ["weight", "kind"]
+    assert names_at("ppo", ("reward", "sources", 3))[:3] == ["weight", "span_weight", "kind"]
     assert names_at("sft", ("algorithm",)) == []
 
 
