@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rlhfctl.data.bad_row import BadRow
+from rlhfctl.data.qa import question_parts
+from rlhfctl.data.reasoning import ncot, pcot
 from rlhfctl.data.samples import Message, Sample, content_id
 from rlhfctl.data.turns import hh_turns, messages_from, response_text, sharegpt_turns, text_or_messages
 
@@ -18,12 +20,6 @@ ID_COLUMNS = ("id", "item_id", "unique_id")
 MESSAGES_COLUMNS = ("messages", "conversation", "conversations")
 RESPONSE_COLUMNS = ("response", "completion", "output")
 HH_COLUMNS = ("chosen", "transcript", "text")
-# question column -> columns that may hold its reference answer, columns that may hold the worked solution
-QA_COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "question": (("answer_value", "answer", "correct", "target"), ("answer_cot", "solution", "rationale")),
-    "problem": (("answer", "correct", "solution"), ("solution", "rationale")),
-    "input": (("target",), ("solution",)),
-}
 
 
 def adapt(row: Row, format: str, system: str | None = None) -> Sample:
@@ -100,23 +96,7 @@ def _hh_transcript(rest: Row) -> tuple[list[Message], str | None, Any]:
 
 
 def _qa(rest: Row) -> tuple[list[Message], str | None, Any]:
-    question_column = next((column for column in QA_COLUMNS if isinstance(rest.get(column), str)), None)
-    if question_column is None:
-        raise BadRow(f"has none of the columns {', '.join(QA_COLUMNS)}")
-    answers, solutions = QA_COLUMNS[question_column]
-    question = rest.pop(question_column)
-    if not question.strip():
-        raise BadRow(f"{question_column} is empty")
-    if isinstance(rest.get("body"), str):  # asdiv: the story is apart from its question
-        question = f"{rest.pop('body')} {question}"
-    if options := rest.get("options"):  # a letter means nothing without them; they stay in metadata as well
-        question += "\n" + ("\n".join(map(str, options)) if isinstance(options, list) else str(options))
-    answer_column = next((column for column in answers if rest.get(column) not in (None, "")), None)
-    if answer_column is None:
-        raise BadRow(f"has no answer (looked for {', '.join(answers)})")
-    label = rest.pop(answer_column)
-    solution_column = next((column for column in solutions if rest.get(column)), None)
-    worked = rest.pop(solution_column) if solution_column else label
+    question, label, worked = question_parts(rest)
     response = response_text(worked if isinstance(worked, (str, list, dict)) else str(worked), "answer")
     return [{"role": "user", "content": question}], response, label
 
@@ -143,4 +123,6 @@ ADAPTERS: dict[str, Callable[[Row], tuple[list[Message], str | None, Any]]] = {
     "prompt_response": _prompt_response,
     "hh_transcript": _hh_transcript,
     "qa": _qa,
+    "ncot": ncot,
+    "pcot": pcot,
 }

@@ -8,8 +8,9 @@ like any other run.
 from collections.abc import Callable
 from typing import Any
 
-from rlhfctl.data.adapters import HH_COLUMNS, MESSAGES_COLUMNS, QA_COLUMNS, RESPONSE_COLUMNS
+from rlhfctl.data.adapters import HH_COLUMNS, MESSAGES_COLUMNS, RESPONSE_COLUMNS
 from rlhfctl.data.judged import PROMPT_COLUMNS, SIDES, VERDICT_COLUMNS
+from rlhfctl.data.qa import QA_COLUMNS
 from rlhfctl.errors import Refused
 
 Row = dict[str, Any]

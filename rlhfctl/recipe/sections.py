@@ -90,7 +90,9 @@ class RewardSource(Section):
 
 class VerifierSource(RewardSource):
     kind: Literal["verifier"] = Field(description="verifier: a rule checks the answer against the label")
-    name: Literal["chain_answer", "math_answer"] = Field(description="which rule checks the answer")
+    name: Literal["chain_answer", "math_answer", "ncot_answer", "program_answer"] = Field(
+        description="which rule checks the answer"
+    )
     right: float = Field(1.0, description="reward of a right answer")
     wrong: float = Field(0.0, description="reward of an answer that parses but is wrong")
     unparsable: float = Field(0.0, description="reward where no answer can be extracted")
@@ -287,6 +289,8 @@ class DataSource(Section):
         "prompt_response",
         "hh_transcript",
         "qa",
+        "ncot",
+        "pcot",
         "preference",
         "stepwise",
         "trajectory",
