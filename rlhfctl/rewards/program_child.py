@@ -44,7 +44,7 @@ def prepare(jobs: int, cpu_seconds: int, seconds: int) -> Handler:
     if reason := supported():
         raise NotReady(reason)
     try:
-        import sympy
+        import sympy  # type: ignore[import-untyped,unused-ignore]
 
         sympy.solve(sympy.Symbol("x") * 2 - 6)  # imports what it needs at its first call
     except ImportError:
