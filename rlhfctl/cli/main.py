@@ -14,6 +14,7 @@ from typer.main import get_command
 from rlhfctl.cli import not_built
 from rlhfctl.cli.console import Console, give_up
 from rlhfctl.cli.doctor import doctor
+from rlhfctl.cli.evaluate import evaluate
 from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, TERMINATED, USAGE
 from rlhfctl.cli.inspect_template import inspect_template
 from rlhfctl.cli.recipes import recipes
@@ -32,6 +33,7 @@ BUILT: dict[str, Callable[..., int]] = {
     "rm": rm,
     "ppo": ppo,
     "inspect-template": inspect_template,
+    "eval": evaluate,
     "recipes": recipes,
     "serve-rm": serve_rm,
     "doctor": doctor,

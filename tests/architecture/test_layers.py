@@ -31,6 +31,7 @@ HEAVY = {
         "data",
         "models",
         "search",
+        "evaluation",
         "tracking",
         "algorithms",
         "recipe",
@@ -38,6 +39,8 @@ HEAVY = {
         "run_dir",
     },
     "rollout": {"models", "recipe", "templates", "data"},
+    "search": {"rollout", "models", "recipe", "templates"},
+    "evaluation": {"search", "rollout", "rewards", "models", "data", "recipe", "templates", "run_dir"},
     "models": {"recipe", "templates"},
     "serving": {"recipe", "templates", "data", "models", "rewards"},
     "tracking": {"run_dir"},
@@ -49,6 +52,7 @@ LAZY = {
     ("launch.inline", "worker"),  # the process boundary, crossed in this very process
     ("rewards.build", "rewards.model"),  # torch, for `kind: model` alone
     ("cli.serve_rm", "serving"),  # the second heavy entry
+    ("cli.evaluate", "evaluation"),  # the third
 }
 # Files that stand on the other side of their package: (module, package it may import at module level).
 EXCEPTIONS = {("rewards.model", "models")}

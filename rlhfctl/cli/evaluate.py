@@ -1,0 +1,78 @@
+"""eval: accuracy of a model or a run, with samples, votes, rankings and searches."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhfctl.cli.console import Console
+from rlhfctl.cli.exit_codes import DONE
+from rlhfctl.cli.options import JsonOption, QuietOption, VerboseOption
+from rlhfctl.errors import Unable, UsageError
+
+Text = str | None
+
+
+def evaluate(
+    ctx: typer.Context,
+    source: Annotated[Text, typer.Argument(metavar="MODEL_OR_RUN", hidden=True)] = None,
+    data: Annotated[Text, typer.Option(metavar="FILE", help="Prompts.  [run: data.eval]")] = None,
+    verifier: Annotated[Text, typer.Option(metavar="NAME", help="What is right.  [run: its reward]")] = None,
+    search: Annotated[str, typer.Option(metavar="HOW", help="greedy, sample, best-of-n or beam.")] = "greedy",
+    n: Annotated[
+        int | None, typer.Option("-n", metavar="N", min=1, help="Samples (8), beam width (4).")
+    ] = None,
+    value_model: Annotated[Text, typer.Option(metavar="DIR", help="Guides the search.")] = None,
+    reward_model: Annotated[Text, typer.Option(metavar="DIR", help="Ranks in best-of-n.")] = None,
+    alpha: Annotated[float | None, typer.Option(metavar="X", help="Weight of log pi in the score.")] = None,
+    delimiter: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="What ends a step.  [\\n]")
+    ] = None,
+    max_steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of a beam.")] = 20,
+    temperature: Annotated[float | None, typer.Option(metavar="T", help="Of samples.  [1]")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Longest answer.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of samples.")] = 0,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N rows.")] = None,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="hf or vllm.")] = "hf",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Gets results.jsonl, eval.json.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Another results.jsonl, paired.")
+    ] = None,
+    save_trajectories: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Samples as rows for oreo and rm.")
+    ] = None,
+    balance: Annotated[
+        int | None, typer.Option(metavar="K", min=1, help="At most K right, K wrong a prompt.")
+    ] = None,
+    save_trees: Annotated[Path | None, typer.Option(metavar="FILE", help="All of a beam search.")] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Accuracy of a model or a run.
+
+    \b
+    Examples:
+      rlhfctl eval runs/a --search sample -n 16 --out runs/a/eval
+      rlhfctl eval models/m --data q.jsonl --verifier math_answer --json
+      rlhfctl eval runs/a --search beam -n 4 --value-model runs/b/value_model
+    """
+    if source is None:
+        raise UsageError("evaluate what? `rlhfctl eval MODEL_OR_RUN`")
+    console: Console = ctx.obj
+    from rlhfctl.cli.serve_rm import prepare_environment
+
+    prepare_environment()
+    try:
+        from rlhfctl.evaluation import results, run, table
+        from rlhfctl.evaluation.settings import Settings
+    except ModuleNotFoundError as error:
+        raise Unable(f"rlhfctl eval needs {error.name}: pip install 'rlhfctl[train]'") from None
+    settings = Settings(
+        source, data, verifier, search, n, value_model, reward_model, alpha, delimiter or [],
+        max_steps, temperature, max_new_tokens, seed, limit, engine, out, compare,
+        save_trajectories, balance, save_trees,
+    )  # type: ignore[arg-type]  # fmt: skip
+    result = run.evaluate(settings, console.note)
+    console.finish(DONE, table.render(result), fields=results.summary(result))
+    return DONE

@@ -1,0 +1,33 @@
+"""Evaluation prompts that were trained on: they measure memory, so they are counted."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rlhfctl.data.load import load_samples
+from rlhfctl.data.samples import Sample
+from rlhfctl.errors import RlhfctlError
+from rlhfctl.recipe.sections import DataSource
+
+
+def key(sample: Sample) -> str:
+    """The conversation up to the answer, system message aside: a recipe may have put one before either set."""
+    turns: list[Any] = [
+        (message.get("role"), message.get("content"))
+        for message in sample.prompt()
+        if message.get("role") != "system"
+    ]
+    return json.dumps(turns, sort_keys=True, default=str)
+
+
+def overlapping(samples: Sequence[Sample], trained_on: Sequence[DataSource]) -> int:
+    """How many of the samples have a prompt that the training data has. A file that is gone is left out."""
+    seen: set[str] = set()
+    for source in trained_on:
+        for judged in (False, True):
+            try:
+                seen.update(key(sample) for sample in load_samples([source], 10**9, judged).samples)
+                break
+            except RlhfctlError:
+                continue
+    return sum(key(sample) in seen for sample in samples)

@@ -1,0 +1,77 @@
+"""The files of an evaluation: one line a prompt, and the object that --json prints."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhfctl.errors import UsageError
+from rlhfctl.evaluation.estimates import Estimate
+
+if TYPE_CHECKING:
+    from rlhfctl.evaluation.run import Result, Row
+
+RESULTS, SUMMARY = "results.jsonl", "eval.json"
+
+
+def records(rows: Sequence["Row"], method: str) -> list[dict[str, Any]]:
+    """accuracy, path_accuracy: of what was asked for (a mean over the samples with sample), for paired comparison."""
+    return [_record(row, method) for row in rows]
+
+
+def _record(row: "Row", method: str) -> dict[str, Any]:
+    answers = [row.chosen] if row.chosen is not None else row.samples or [row.greedy]
+    record: dict[str, Any] = {
+        "id": row.prompt.sample.id,
+        "method": method,
+        "accuracy": _share([answer.correct for answer in answers]),
+        "path_accuracy": _share([answer.path_correct for answer in answers]),
+        "messages": row.prompt.sample.prompt(),
+        "label": row.prompt.sample.label,
+        "greedy": row.greedy.record(),
+    }
+    if row.samples:
+        record["samples"] = [answer.record() for answer in row.samples]
+    if row.chosen is not None:
+        record["chosen"] = row.chosen.record()
+    return record
+
+
+def _share(verdicts: Sequence[bool | None]) -> float | None:
+    known = [verdict for verdict in verdicts if verdict is not None]
+    return sum(known) / len(known) if known else None
+
+
+def summary(result: "Result") -> dict[str, Any]:
+    return {
+        "method": result.method,
+        "metrics": {name: described(estimate) for name, estimate in result.measures.items()},
+        "differences": {name: described(estimate) for name, estimate in result.differences.items()},
+        **result.facts,
+    }
+
+
+def described(estimate: Estimate) -> dict[str, Any]:
+    """As JSON has it: an infinite bound is null."""
+    return {
+        key: None if isinstance(value, float) and abs(value) == float("inf") else value
+        for key, value in asdict(estimate).items()
+    }
+
+
+def write(directory: Path, lines: Sequence[dict[str, Any]], result: "Result") -> Path:
+    """DIR/results.jsonl and DIR/eval.json. Raises UsageError where they cannot be written."""
+    write_lines(directory / RESULTS, lines)
+    text = json.dumps({"schema": 1, **summary(result)}, indent=1, default=str)
+    (directory / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    return directory
+
+
+def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,162 @@
+"""`rlhfctl eval` from the command line: results, files, and one sentence for each mistake."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Evaluate = Callable[..., tuple[dict[str, Any], str]]
+
+
+def test_a_run_is_evaluated_with_its_own_recipe(
+    finished_run: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    told, err = evaluate(
+        str(finished_run), "--search", "sample", "-n", "4", "--limit", "30", "--out", str(tmp_path)
+    )
+    assert (told["status"], told["exit_code"], told["method"], told["prompts"]) == ("ok", 0, "sample_4", 30)
+    assert told["overlap"] == 0
+    metrics = told["metrics"]
+    assert {"accuracy/greedy", "accuracy/sample", "pass@2", "pass@4", "majority@4"} <= set(metrics)
+    assert metrics["pass@1"]["value"] == pytest.approx(metrics["accuracy/sample"]["value"])
+    assert metrics["pass@1"]["value"] < metrics["pass@2"]["value"] < metrics["pass@4"]["value"]
+    assert metrics["accuracy/greedy"]["interval"] == "wilson"
+    assert "30 prompts, 4 samples each at temperature 1" in err
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"eval-{index}" for index in range(30)]
+    share = sum(answer["correct"] for row in rows for answer in row["samples"]) / 120
+    assert metrics["accuracy/sample"]["value"] == pytest.approx(share)
+    assert json.loads((tmp_path / "eval.json").read_text())["metrics"] == metrics
+
+
+def test_samples_depend_on_the_seed_alone(finished_run: Path, evaluate: Evaluate, tmp_path: Path) -> None:
+    def samples(name: str, *words: str) -> bytes:
+        evaluate(
+            str(finished_run),
+            "--search",
+            "sample",
+            "-n",
+            "2",
+            "--out",
+            str(tmp_path / name),
+            "--limit",
+            "10",
+            *words,
+        )
+        return (tmp_path / name / "results.jsonl").read_bytes()
+
+    first = samples("a")
+    assert samples("b") == first
+    assert samples("c", "--seed", "1") != first
+    same, _ = evaluate(str(finished_run), "--limit", "10", "--compare", str(tmp_path / "a"))
+    difference = same["differences"]["accuracy greedy - sample_2 (compared)"]
+    assert difference["n"] == 10
+    rows = [json.loads(line) for line in first.splitlines()]
+    expected = sum(row["greedy"]["correct"] - row["accuracy"] for row in rows) / 10
+    assert difference["value"] == pytest.approx(expected)
+
+
+def test_trajectories_are_written_balanced(finished_run: Path, evaluate: Evaluate, tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    words = (str(finished_run), "--search", "sample", "-n", "6", "--limit", "20", "--balance", "1")
+    told, _ = evaluate(*words, "--save-trajectories", str(file))
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert told["trajectories"]["rows"] == len(rows)
+    assert told["trajectories"]["left_out"] == 120 - len(rows)
+    kinds: dict[str, list[bool]] = {}
+    for row in rows:
+        kinds.setdefault(row["prompt_id"], []).append(row["correct"])
+        assert row["reward"] == float(row["correct"])
+    assert all(sorted(kind) in ([True], [False], [False, True]) for kind in kinds.values())
+    again = tmp_path / "again.jsonl"
+    evaluate(*words, "--save-trajectories", str(again))
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_prompts_that_were_trained_on_are_counted(
+    finished_run: Path, chains: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    lines = (chains / "data/eval.jsonl").read_text().splitlines()[:5]
+    trained = [json.loads(line) for line in (chains / "data/sft.jsonl").read_text().splitlines()[:3]]
+    lines += [json.dumps({"question": row["prompt"], "answer": "1"}) for row in trained]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(lines))
+    told, err = evaluate(str(finished_run), "--data", str(tmp_path / "mixed.jsonl"))
+    assert told["overlap"] == 3
+    assert "warning: 3 of 8 prompts are in the training data too" in err
+    # A model directory that is a run's final/ tells the same.
+    told, _ = evaluate(
+        str(finished_run / "final"), "--data", str(tmp_path / "mixed.jsonl"), "--verifier", "chain_answer"
+    )
+    assert told["overlap"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 2, "evaluate what?"),
+        (("nowhere",), 2, "nowhere is no directory: give a model directory or a run directory"),
+        (("RUN", "--data", "missing.jsonl"), 5, "missing.jsonl"),
+        (("RUN/final",), 2, "give the prompts with --data FILE"),
+        (("RUN/final", "--data", "DATA"), 2, "say what is right with --verifier chain_answer | math_answer"),
+        (("RUN", "--verifier", "chain"), 2, "--verifier chain: give chain_answer or math_answer"),
+        (("RUN", "--search", "bean"), 2, "--search bean: give greedy, sample, best-of-n, beam"),
+        (("RUN", "-n", "4"), 2, "-n is for --search sample, best-of-n or beam"),
+        (("RUN", "--value-model", "x"), 2, "--value-model guides --search best-of-n or beam"),
+        (
+            ("RUN", "--search", "sample", "--balance", "2"),
+            2,
+            "--balance is about the rows of --save-trajectories",
+        ),
+        (("RUN", "--save-trajectories", "x"), 2, "--save-trajectories writes the samples of --search sample"),
+        (("RUN", "--compare", "DATA"), 2, "is no results.jsonl of `rlhfctl eval --out`"),
+        (("RUN", "--max-new-tokens", "64"), 2, "--max-new-tokens 64 leaves no room for a prompt"),
+        (
+            (
+                "RUN",
+                "--verifier",
+                "chain_answer",
+                "--search",
+                "sample",
+                "--limit",
+                "3",
+                "--save-trajectories",
+                "t",
+            ),
+            5,
+            "all 24 samples are wrong: there is nothing to learn from",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    finished_run: Path,
+    chains: Path,
+    evaluate: Evaluate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = str(chains / "data/eval.jsonl")
+    told, err = evaluate(*(word.replace("RUN", str(finished_run)).replace("DATA", data) for word in words))
+    assert (told["exit_code"], told["message"].count("\n")) == (code, 0)
+    assert said in told["message"]
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_run_and_a_reward_model_run(
+    finished_run: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text((finished_run / "recipe.yaml").read_text())
+    told, _ = evaluate(str(tmp_path))
+    assert told["exit_code"] == 5
+    assert "has no final/ model: the run is not finished" in told["message"]
+    from rlhfctl.recipe.load import dump, load_recipe
+
+    (tmp_path / "recipe.yaml").write_text(dump(load_recipe("quickstart/rm").recipe))
+    told, _ = evaluate(str(tmp_path))
+    assert "a reward model writes no answers" in told["message"]

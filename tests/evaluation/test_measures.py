@@ -1,0 +1,135 @@
+"""Judged answers to measures, with the verdicts of the real verifier on chains written out here."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhfctl.data.encode import encode_prompts
+from rlhfctl.data.samples import Sample
+from rlhfctl.evaluation import collect, measures
+from rlhfctl.evaluation.answers import Answer, Judge
+from rlhfctl.evaluation.run import Row, State
+from rlhfctl.evaluation.settings import Settings
+from rlhfctl.evaluation.subject import verifier_source
+from rlhfctl.rewards.verifiers import VerifierReward
+from rlhfctl.rollout.types import Rollout
+from rlhfctl.templates.encode import ChatEncoder
+
+# 3+8=11, *2=2, -9=3, +5=8
+RIGHT = "3+8=1\n1*2=2\n2-9=3\n3+5=8\n#8"
+LUCKY = "3+8=6\n6*2=2\n2-9=3\n3+5=8\n#8"  # a wrong first step, and the right end
+WRONG = "3+8=1\n1*2=2\n2-9=4\n4+5=9\n#9"
+NONE = "3+8=1\n1*2=2\n"
+
+
+@pytest.fixture(scope="module")
+def encoder(chains: Path) -> ChatEncoder:
+    return ChatEncoder.from_path(chains / "model")
+
+
+def judged(encoder: ChatEncoder, texts: list[str], cut: tuple[int, ...] = ()) -> Row:
+    """The answers to one prompt; the first one is the greedy one too. cut: without a stop token."""
+    sample = Sample("a", [{"role": "user", "content": "3+8*2-9+5?"}], label="8")
+    (prompt,), _ = encode_prompts([sample], encoder, None)
+    rollouts = []
+    for index, text in enumerate(texts):
+        ids = encoder.encode_text(text) + ([] if index in cut else [encoder.stop_ids[0]])
+        finish = "length" if index in cut else "stop"
+        rollouts.append(Rollout(index, prompt.ids, ids, torch.full((len(ids),), -0.5), finish))  # type: ignore[arg-type]
+    answers = Judge([VerifierReward(verifier_source("chain_answer"))], encoder, ("\n",))(
+        [prompt] * len(texts), rollouts
+    )
+    return Row(prompt, answers[0], answers)
+
+
+def test_an_answer_is_read_as_the_verifier_reads_it(encoder: ChatEncoder) -> None:
+    lucky, wrong, none = judged(encoder, [LUCKY, WRONG, NONE], cut=(2,)).samples
+    assert (lucky.correct, lucky.path_correct, lucky.first_wrong_step, lucky.extracted) == (
+        True,
+        False,
+        0,
+        "8",
+    )
+    assert lucky.steps_right == [False] * 5
+    assert (wrong.correct, wrong.first_wrong_step, wrong.extracted, wrong.steps) == (False, 2, "9", 5)
+    assert wrong.steps_right == [True, True, False, False, False]
+    assert (none.extracted, none.truncated, none.steps, none.tokens) == (None, True, 2, len(NONE))
+    assert wrong.logprob == -0.5 * (len(WRONG) + 1)
+
+
+def test_measures_of_two_prompts(encoder: ChatEncoder) -> None:
+    rows = [judged(encoder, [LUCKY, WRONG, WRONG, RIGHT]), judged(encoder, [WRONG, WRONG, NONE, RIGHT])]
+    found = {name: estimate.value for name, estimate in measures.measure(rows, "sample_4", 4, 0).items()}
+    assert found["accuracy/greedy"] == 0.5
+    assert found["path_accuracy/greedy"] == 0.0
+    assert found["first_wrong_step/greedy"] == 1.0  # steps 0 and 2
+    assert found["accuracy/sample"] == pytest.approx((2 / 4 + 1 / 4) / 2)
+    assert found["path_accuracy/sample"] == pytest.approx(1 / 4)
+    assert found["pass@1"] == pytest.approx(3 / 8)
+    assert found["pass@2"] == pytest.approx((5 / 6 + 1 / 2) / 2)
+    assert found["pass@4"] == 1.0
+    # 8 9 9 8: a tie, the 8 came first; 9 9 - 8: nine
+    assert found["majority@4"] == 0.5
+    assert found["steps_per_solved/greedy"] == 10.0
+    assert found["tokens_per_solved/greedy"] == 2 * (len(RIGHT) + 1)
+
+
+def test_votes_of_part_of_the_samples_are_averaged_over_blocks(encoder: ChatEncoder) -> None:
+    row = judged(encoder, [WRONG, RIGHT, RIGHT, WRONG, WRONG, RIGHT, NONE, NONE])
+    # blocks of four: 9 8 8 9 -> 9 (came first), 9 8 - - -> 9; blocks of three: 8, 9
+    assert measures.voted_right(row.samples, 4) == 0.0
+    assert measures.voted_right(row.samples, 3) == 0.5
+    assert measures.sizes(6) == [1, 2, 4, 6]
+
+
+def test_values_against_what_came_of_the_states(encoder: ChatEncoder) -> None:
+    row = judged(encoder, [RIGHT])
+    row.states = [State(2.0, 0.9, True, True), State(-1.0, 0.2, True, False)]
+    other = judged(encoder, [WRONG])
+    other.states = [State(1.0, 0.7, False, True), State(-2.0, 0.1, False, False)]
+    found = measures.of_values([row, other], 0)
+    assert found["value/auc"] is not None
+    assert found["value/auc"].value == 0.75  # 2 > 1, 2 > -2, -1 < 1, -1 > -2
+    assert found["value/step_auc"] is not None
+    assert found["value/step_auc"].value == 1.0
+    assert found["value/calibration_error"] is not None
+    assert found["value/calibration_error"].value == pytest.approx((0.1 + 0.8 + 0.7 + 0.1) / 4)
+
+
+def test_gains_over_greedy_are_paired(encoder: ChatEncoder) -> None:
+    rows = [judged(encoder, [WRONG]), judged(encoder, [WRONG]), judged(encoder, [RIGHT])]
+    for row, text in zip(rows, (RIGHT, WRONG, LUCKY), strict=True):
+        row.chosen = judged(encoder, [text]).greedy
+    found = measures.gains(rows, "beam_2")
+    assert found["accuracy beam_2 - greedy"].value == pytest.approx(1 / 3)
+    assert found["path_accuracy beam_2 - greedy"].value == pytest.approx((1 + 0 - 1) / 3)
+
+
+def test_balance_keeps_the_first_of_each_kind(encoder: ChatEncoder) -> None:
+    answers = judged(encoder, [WRONG, RIGHT, WRONG, WRONG, LUCKY]).samples
+    assert collect.balanced(answers, 1) == [0, 1]
+    assert collect.balanced(answers, 2) == [0, 1, 2, 4]
+    assert collect.balanced(answers, None) == [0, 1, 2, 3, 4]
+    failed: Answer = answers[0]
+    failed.correct = None
+    assert collect.balanced(answers, 1) == [1, 2]
+
+
+def test_a_trajectory_row_is_read_back_as_it_was(encoder: ChatEncoder, tmp_path: Path) -> None:
+    from rlhfctl.data.load import load_samples
+    from rlhfctl.recipe.sections import DataSource
+
+    row = judged(encoder, [RIGHT, NONE], cut=(1,))
+    counts = collect.write(tmp_path / "t.jsonl", [row], Settings("m"))
+    assert counts == {"rows": 2, "right": 1, "wrong": 1, "truncated": 1, "left_out": 0}
+    read = load_samples([DataSource(path=str(tmp_path / "t.jsonl"))], judged=True)
+    assert read.reports[0].format == "trajectory"
+    first, second = read.samples
+    assert (first.id, first.label, first.metadata["truncated"]) == ("a/0", "8", False)
+    assert first.prompt() == [{"role": "user", "content": "3+8*2-9+5?"}]
+    assert first.judgement is not None
+    assert (first.judgement.reward, first.judgement.steps) == (1.0, RIGHT.split("\n"))
+    assert second.metadata["truncated"] is True
+    assert second.judgement is not None
+    assert second.judgement.reward == 0.0
