@@ -13,6 +13,12 @@ from typing import Any
 
 Candidate = tuple[str, str]
 
+VALUES = {
+    "--search": ("greedy", "sample", "best-of-n", "beam"),
+    "--verifier": ("chain_answer", "math_answer"),
+    "--engine": ("hf",),
+    "--match": ("exact", "normalised", "fuzzy"),
+}
 TRAINING = ("sft", "rm", "ppo")
 SPECIAL = re.compile(r"""([\s'"\\$&;|<>()*?\[\]{}!#`~])""")
 
@@ -70,6 +76,9 @@ def candidates(cli: Any, words: list[str], prefix: str) -> Iterator[Candidate]:
             yield each, subcommand.get_short_help_str(80)
         return
     taking = {flag for flag, takes in flags(command) if takes}
+    if words[-1] in taking and words[-1] in VALUES:
+        yield from ((value, "") for value in VALUES[words[-1]])
+        return
     if words[-1] in taking:
         yield from files(prefix, directories_only=words[-1] == "--run-dir")
         return

@@ -72,7 +72,7 @@ def evaluate(
         source, data, verifier, search, n, value_model, reward_model, alpha, delimiter or [],
         max_steps, temperature, max_new_tokens, seed, limit, engine, out, compare,
         save_trajectories, balance, save_trees,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     result = run.evaluate(settings, console.note)
     console.finish(DONE, table.render(result), fields=results.summary(result))
     return DONE

@@ -18,8 +18,8 @@ from rlhfctl.evaluation.subject import Subject, open_subject
 from rlhfctl.models.load import config_of, load_causal_lm
 from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.rewards.build import build_sources
-from rlhfctl.rollout.hf import Sampling, generate
-from rlhfctl.rollout.types import Request, Rollout
+from rlhfctl.rollout.engine import build_engine
+from rlhfctl.rollout.types import Request, Rollout, Sampling
 from rlhfctl.templates.encode import ChatEncoder
 
 Say = Callable[[str], None]
@@ -68,18 +68,19 @@ class Answerer:
         self.encoder: ChatEncoder = policy_encoder(subject.policy, say)
         self.policy = load_causal_lm(subject.policy, self.device, settings.seed)
         self.spec, self.seed = subject.rollout, settings.seed
-        context = getattr(config_of(self.policy), "max_position_embeddings", None)
-        longest = None if context is None else context - self.spec.max_new_tokens
-        if longest is not None and longest < 1:
-            if settings.max_new_tokens is not None:
+        self.longest_prompt: int | None = None
+        context: int | None = getattr(config_of(self.policy), "max_position_embeddings", None)
+        if context is not None:
+            if self.spec.max_new_tokens >= context and settings.max_new_tokens is not None:
                 raise UsageError(
-                    f"--max-new-tokens {self.spec.max_new_tokens} leaves no room for a prompt: "
+                    f"--max-new-tokens {settings.max_new_tokens} leaves no room for a prompt: "
                     f"the model's context is {context}"
                 )
-            # Nobody asked for so many: half of the context each.
-            self.spec = self.spec.model_copy(update={"max_new_tokens": context // 2})
-            longest = context - context // 2
-        self.longest_prompt = longest
+            if self.spec.max_new_tokens >= context:  # nobody asked for so many: half of the context each
+                self.spec = self.spec.model_copy(update={"max_new_tokens": context // 2})
+            self.longest_prompt = context - self.spec.max_new_tokens
+        self.engine = build_engine(self.spec, self.policy)
+        self.engine.sync(self.policy, 0)
 
     def sampling(self, greedy: bool, step: int = 0) -> Sampling:
         return Sampling(
@@ -94,14 +95,14 @@ class Answerer:
 
     def greedy(self, prompts: Sequence[PromptRow]) -> list[Rollout]:
         requests = [Request(place, prompt.ids) for place, prompt in enumerate(prompts)]
-        return generate(self.policy, requests, self.sampling(True))
+        return self.engine.generate(requests, self.sampling(True))
 
     def sample(self, prompts: Sequence[PromptRow], n: int) -> list[Rollout]:
         """n for each prompt, side by side."""
         requests = [
             Request(place * n + k, prompt.ids) for place, prompt in enumerate(prompts) for k in range(n)
         ]
-        return generate(self.policy, requests, self.sampling(False))
+        return self.engine.generate(requests, self.sampling(False))
 
 
 def evaluate(settings: Settings, say: Say) -> Result:

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from rlhfctl.errors import UsageError
+from rlhfctl.recipe.sections import Rollout
 
-Search = Literal["greedy", "sample", "best-of-n", "beam"]
-SEARCHES: tuple[Search, ...] = get_args(Search)
+BUILT = ("greedy", "sample")
+ENGINES = get_args(Rollout.model_fields["engine"].annotation)
+SEARCHES = ("greedy", "sample", "best-of-n", "beam")
 
 
 @dataclass(slots=True)
@@ -21,7 +23,7 @@ class Settings:
     source: str
     data: str | None = None
     verifier: str | None = None
-    search: Search = "greedy"
+    search: str = "greedy"
     n: int | None = None  # sample and best-of-n: 8, beam: 4
     value_model: str | None = None
     reward_model: str | None = None
@@ -43,6 +45,12 @@ class Settings:
         """Raises UsageError where options contradict each other or would be ignored."""
         if self.search not in SEARCHES:
             raise UsageError(f"--search {self.search}: give {', '.join(SEARCHES)}")
+        if self.engine not in ENGINES:
+            raise UsageError(f"--engine {self.engine}: give {' or '.join(ENGINES)}")
+        if self.search not in BUILT:
+            raise UsageError(
+                f"--search {self.search} is not built yet: this version has {' and '.join(BUILT)}"
+            )
         guided = self.search in ("best-of-n", "beam")
         for given, wanted, why in (
             (self.value_model, guided, "--value-model guides --search best-of-n or beam"),

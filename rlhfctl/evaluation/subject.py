@@ -105,7 +105,7 @@ def _rollout(rollout: Rollout, settings: Settings) -> Rollout:
     """The recipe's, with what the options say instead. Sampling is at temperature 1 unless they say otherwise: a
     recipe's temperature is that of its exploration."""
     changed: dict[str, object] = {"temperature": settings.temperature or 1.0, "n": settings.samples}
-    changed |= {"top_p": 1.0}
+    changed |= {"top_p": 1.0, "engine": settings.engine}
     if settings.max_new_tokens is not None:
         changed["max_new_tokens"] = settings.max_new_tokens
     return rollout.model_copy(update=changed)

@@ -102,6 +102,7 @@ def test_prompts_that_were_trained_on_are_counted(
         (("RUN/final", "--data", "DATA"), 2, "say what is right with --verifier chain_answer | math_answer"),
         (("RUN", "--verifier", "chain"), 2, "--verifier chain: give chain_answer or math_answer"),
         (("RUN", "--search", "bean"), 2, "--search bean: give greedy, sample, best-of-n, beam"),
+        (("RUN", "--engine", "sglang"), 2, "--engine sglang: give hf"),
         (("RUN", "-n", "4"), 2, "-n is for --search sample, best-of-n or beam"),
         (("RUN", "--value-model", "x"), 2, "--value-model guides --search best-of-n or beam"),
         (
