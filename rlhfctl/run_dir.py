@@ -200,6 +200,11 @@ class RunDir:
         self._commit(self.final, write, "the final model", kept)
         return self.final
 
+    def checkpoint_up_to(self, step: int) -> Path | None:
+        """The newest complete checkpoint of step `step` or before."""
+        kept = [path for path in self._complete_checkpoints() if self.checkpoint_step(path) <= step]
+        return kept[-1] if kept else None
+
     def prune_checkpoints(self, keep: int) -> None:
         """Remove all but the newest `keep` complete checkpoints, and any incomplete one."""
         complete = self._complete_checkpoints()

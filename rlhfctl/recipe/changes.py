@@ -10,6 +10,7 @@ from rlhfctl.recipe.tasks import AnyRecipe
 MAY_CHANGE = (
     "name",
     "algorithm.kl_limit",
+    "guard",
     "launch",
     "policy.gradient_checkpointing",
     "reward.max_failures",

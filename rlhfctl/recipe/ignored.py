@@ -34,6 +34,19 @@ def ignored_keys(recipe: "PpoRecipe") -> list[str]:
             "importance_correction tis",
         ),
     ]
+    guard = recipe.guard
+    table += [
+        ("guard", guard, "length_ratio", guard.length != "off", "guard.length"),
+        ("guard", guard, "kl", penalised, "algorithm.kl_coef above 0"),
+        (
+            "guard",
+            guard,
+            "kl_nats",
+            penalised and guard.kl != "off",
+            "guard.kl, with algorithm.kl_coef above 0",
+        ),
+        ("guard", guard, "entropy_ratio", guard.entropy != "off", "guard.entropy"),
+    ]
     if value_model is not None:
         table.append(("value_model", value_model, "lr", not shared, "value_model.shared_trunk false"))
     shaping = recipe.reward.shaping

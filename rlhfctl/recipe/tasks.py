@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rlhfctl.recipe import token_rewards
+from rlhfctl.recipe.guard import Guard
 from rlhfctl.recipe.ignored import ignored_keys, ignored_keys_of_rm
 from rlhfctl.recipe.sections import (
     Algorithm,
@@ -95,6 +96,7 @@ class PpoRecipe(Recipe):
     reward: Reward = Field(description="what a response is worth")
     rollout: Rollout = Field(default_factory=Rollout)
     algorithm: Algorithm = Field(default_factory=Algorithm)
+    guard: Guard = Field(default_factory=Guard, description="when a run that goes wrong is stopped")
 
     @model_validator(mode="after")
     def sections_agree(self) -> Self:

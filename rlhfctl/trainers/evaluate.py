@@ -50,6 +50,11 @@ class Evaluator:
             self.rows: SftData = load_sft_rows(recipe.data.eval, recipe.data, encoder, recipe.seed, 1)
             self.members = list(range(len(self.rows.ids)))[: recipe.train.eval_samples]
 
+    @property
+    def size(self) -> int:
+        """Prompts that are answered."""
+        return len(self.prompts) if self.answers else 0
+
     def due(self, step: int, total: int) -> bool:
         every = self.recipe.train.eval_every
         return self.wanted and (step == total or (every > 0 and step % every == 0))

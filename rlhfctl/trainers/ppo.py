@@ -11,10 +11,11 @@ from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.evaluate import Evaluator
 from rlhfctl.trainers.logbook import Logbook
 from rlhfctl.trainers.ppo_experience import make_experience
-from rlhfctl.trainers.ppo_metrics import Watch, batch_metrics
+from rlhfctl.trainers.ppo_metrics import batch_metrics
 from rlhfctl.trainers.ppo_models import build_optimizers, load_models
 from rlhfctl.trainers.ppo_rollout import load_prompts
 from rlhfctl.trainers.ppo_update import update
+from rlhfctl.trainers.watch import Watch
 
 
 def train(ctx: RunContext) -> None:
@@ -33,9 +34,12 @@ def train(ctx: RunContext) -> None:
     engine = build_engine(recipe.rollout, models.policy)
     engine.sync(models.policy, start)
     logbook = Logbook(ctx, total, start)
-    watch = Watch(ctx, recipe)
+    watch = Watch(ctx, recipe, sources, evaluator.size)
+    watch.restore(state.get("watch"))
     if start == 0 and evaluator.wanted:
-        logbook.log(0, evaluator.run(models.policy, engine), force=True)
+        found = evaluator.run(models.policy, engine)
+        logbook.log(0, found, force=True)
+        watch.evaluated(0, found)
 
     for step in range(start, total):
         began = time.perf_counter()
@@ -62,6 +66,7 @@ def train(ctx: RunContext) -> None:
         logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
         logbook.samples(step + 1, experience, encoder)
         watch.check(step + 1, metrics, experience)
+        state["watch"] = watch.state()
 
         saved = checkpoint.due(recipe.train.save_every, step + 1, total)
         if saved:
