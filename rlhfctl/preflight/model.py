@@ -36,6 +36,8 @@ def named_models(inputs: Inputs) -> list[tuple[str, str, bool]]:
         models.append(("reference", recipe.reference, True))
         if recipe.value_model is not None and recipe.value_model.init not in ("policy", "reward_model"):
             models.append(("value_model.init", recipe.value_model.init, True))
+        if recipe.implicit_prm is not None:
+            models.append(("implicit_prm.path", recipe.implicit_prm.path, True))
     models += [("reward.sources", source.path, True) for source in inputs.reward_models]
     return [(key, path, weights) for key, path, weights in models if path is not None]
 

@@ -21,6 +21,7 @@ PATHS = (
     "policy.chat_template",
     "reference",
     "value_model.init",
+    "implicit_prm.path",
     "reward.sources.*.path",
     "data.train.*.path",
     "data.eval.*.path",

@@ -81,6 +81,21 @@ STEP_REWARD = (
 )
 
 
+class ImplicitPrm(Section):
+    """With algorithm.advantage prime: a language model whose log-ratio to its own start is the reward of each token."""
+
+    path: str | None = Field(
+        None, description="model directory that it starts from; default: the policy as it starts"
+    )
+    beta: float = Field(0.05, gt=0, description="reward of a token: beta * (log pi_phi - log pi_ref)")
+    coef: float = Field(5.0, ge=0, description="factor of its part of the advantage")
+    lr: float = Field(1e-6, gt=0, description="its learning rate")
+    max_grad_norm: float | None = Field(10.0, gt=0, description="clip its gradient norm; null: off")
+    outcome_threshold: float = Field(
+        0.5, description="a raw reward above this is the outcome 1 that it learns from"
+    )
+
+
 class RewardSource(Section):
     weight: float = Field(1.0, description="this source's factor in the summed reward")
     span_weight: float = Field(
@@ -204,7 +219,7 @@ class Rollout(Section):
 
 
 class Algorithm(Section):
-    advantage: Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce", "reinforce_baseline"] = Field(
+    advantage: Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce", "reinforce_baseline", "prime"] = Field(
         "gae", description="advantage estimator"
     )
     ppo_epochs: Positive = Field(1, description="passes over each batch of rollouts")

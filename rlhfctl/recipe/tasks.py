@@ -10,6 +10,7 @@ from rlhfctl.recipe.ignored import ignored_keys, ignored_keys_of_rm
 from rlhfctl.recipe.sections import (
     Algorithm,
     Data,
+    ImplicitPrm,
     Launch,
     NonNegative,
     Optim,
@@ -94,6 +95,7 @@ class PpoRecipe(Recipe):
         None, description="default with advantage gae: a copy of the policy"
     )
     reward: Reward = Field(description="what a response is worth")
+    implicit_prm: ImplicitPrm | None = Field(None, description="algorithm.advantage prime: its reward model")
     rollout: Rollout = Field(default_factory=Rollout)
     algorithm: Algorithm = Field(default_factory=Algorithm)
     guard: Guard = Field(default_factory=Guard, description="when a run that goes wrong is stopped")
@@ -107,10 +109,14 @@ class PpoRecipe(Recipe):
             raise ValueError(
                 f"algorithm.minibatches ({self.algorithm.minibatches}) must divide train.batch_size ({batch})"
             )
-        if advantage in GROUP_ESTIMATORS and n < 2:
+        if advantage in (*GROUP_ESTIMATORS, "prime") and n < 2:
             raise ValueError(
                 f"algorithm.advantage {advantage} compares samples of a prompt: rollout.n must be 2 or more"
             )
+        if advantage == "prime" and self.algorithm.kl_coef and self.algorithm.kl_in == "reward":
+            raise ValueError("algorithm.advantage prime has no KL in its reward: kl_coef 0, or kl_in loss")
+        if advantage != "prime" and self.implicit_prm is not None:
+            raise ValueError(f"algorithm.advantage {advantage} uses no implicit_prm: remove it, or set prime")
         if advantage != "gae" and self.value_model is not None:
             raise ValueError(f"algorithm.advantage {advantage} uses no value model: remove value_model")
         if self.algorithm.importance_correction == "tis" and self.algorithm.old_logprobs == "sampler":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhfctl.algorithms.advantages import discounted_returns, group_advantages
 from rlhfctl.algorithms.gae import gae, whiten
+from rlhfctl.algorithms.implicit_prm import prime_advantages
 from rlhfctl.algorithms.kl import kl
 from rlhfctl.algorithms.redistribution import redistribute
 from rlhfctl.algorithms.rewards_to_tokens import token_rewards
@@ -102,9 +103,11 @@ def build(
     algorithm: Algorithm,
     n: int,
     shaping: Shaping | None = None,
+    process: tuple[Tensor, float] | None = None,
 ) -> Experience:
     """Advantages by `algorithm.advantage`. Rows [B, T] belong to `trajectories`, in order of index; a prompt's samples
-    whose reward failed are absent, and its group is compared without them. shaping: for its redistribution."""
+    whose reward failed are absent, and its group is compared without them. shaping: for its redistribution. process:
+    rewards [B, T] of an implicit process reward model and their factor (prime)."""
     mask = pad([trajectory.mask for trajectory in trajectories])
     scores = torch.tensor([trajectory.shaped for trajectory in trajectories])
     penalty = None
@@ -135,8 +138,19 @@ def build(
         padded = torch.zeros(groups * n).index_copy(0, index, totals)
         valid = torch.zeros(groups * n, dtype=torch.bool).index_fill(0, index, True)
         estimator, eps = algorithm.advantage, algorithm.group_std_eps
-        found, _ = group_advantages(padded, n, estimator, eps, valid)
-        advantages = found[index][:, None] * mask
+        if estimator == "prime":
+            assert process is not None
+            rows = torch.zeros(groups * n, mask.shape[1]).index_copy(0, index, process[0])
+            taken = torch.zeros(groups * n, mask.shape[1], dtype=torch.bool).index_copy(0, index, mask)
+            found = prime_advantages(rows, padded, taken, n, process[1], algorithm.gamma, valid)
+            advantages, rewards, estimator = (
+                found[index],
+                process[0],
+                "rloo",
+            )  # whose groups are counted below
+        else:
+            found, _ = group_advantages(padded, n, estimator, eps, valid)
+            advantages = found[index][:, None] * mask
         # Counted on the scores alone: the penalty differs between samples that earned the same.
         plain = torch.zeros(groups * n).index_copy(0, index, scores)
         _, zero_variance = group_advantages(plain, n, estimator, eps, valid)

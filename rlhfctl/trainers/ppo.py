@@ -9,7 +9,9 @@ from rlhfctl.rollout.engine import build_engine
 from rlhfctl.trainers import checkpoint, ppo_rollout
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.evaluate import Evaluator
+from rlhfctl.trainers.implicit_prm import learn, load_prm
 from rlhfctl.trainers.logbook import Logbook
+from rlhfctl.trainers.optimizer import Optimizer
 from rlhfctl.trainers.ppo_experience import make_experience
 from rlhfctl.trainers.ppo_metrics import batch_metrics
 from rlhfctl.trainers.ppo_models import build_optimizers, load_models
@@ -24,12 +26,16 @@ def train(ctx: RunContext) -> None:
     encoder = policy_encoder(recipe.policy, ctx.say)
     prompts, order, total = load_prompts(recipe, encoder)
     sources = build_sources(recipe.reward, encoder, recipe.template)
-    models = load_models(ctx, recipe)
+    models, prm = load_models(ctx, recipe), load_prm(ctx, recipe)
     updates = recipe.algorithm.ppo_epochs * recipe.algorithm.minibatches
     optimizers = build_optimizers(recipe, models, total * updates)
+    trained, learners = models.trained(), dict(optimizers)
+    if prm is not None:
+        trained["implicit_prm"] = prm.model
+        learners["implicit_prm"] = Optimizer(prm.model.named_parameters(), recipe.optim, prm.spec.lr, total)
     evaluator = Evaluator(ctx, encoder, sources)
 
-    state = checkpoint.restore(ctx, models.trained(), optimizers) or {"step": 0, "tokens": 0, "failures": 0}
+    state = checkpoint.restore(ctx, trained, learners) or {"step": 0, "tokens": 0, "failures": 0}
     start = state["step"]
     engine = build_engine(recipe.rollout, models.policy)
     engine.sync(models.policy, start)
@@ -49,10 +55,15 @@ def train(ctx: RunContext) -> None:
         with logbook.timed("reward"):
             batch = ppo_rollout.score(ctx, recipe, sources, asked, mine, step + 1, state["failures"], encoder)
         with logbook.timed("experience"):
-            experience = make_experience(ctx, recipe, models, batch.trajectories)
+            process = ref = None
+            if prm is not None:
+                process, ref = prm.rewards(ctx, recipe, batch.trajectories)
+            experience = make_experience(ctx, recipe, models, batch.trajectories, process)
         with logbook.timed("train"):
             lr = optimizers["policy"].current_lr()
             metrics = update(ctx, recipe, models, optimizers, experience, step)
+            if prm is not None and ref is not None:
+                metrics |= learn(ctx, recipe, prm, learners["implicit_prm"], batch.trajectories, ref, step)
         with logbook.timed("sync"):
             metrics |= engine.sync(models.policy, step + 1)
 
@@ -70,9 +81,9 @@ def train(ctx: RunContext) -> None:
 
         saved = checkpoint.due(recipe.train.save_every, step + 1, total)
         if saved:
-            checkpoint.save(ctx, models.trained(), optimizers, state)
+            checkpoint.save(ctx, trained, learners, state)
         if step + 1 < total:
-            checkpoint.stop_if_asked(ctx, saved, models.trained(), optimizers, state)
+            checkpoint.stop_if_asked(ctx, saved, trained, learners, state)
     logbook.close()
     checkpoint.save_final(ctx, models.policy)
     for source in sources:

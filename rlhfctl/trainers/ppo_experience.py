@@ -1,6 +1,9 @@
 """Which forward passes a ppo step needs before its update, and which it can do without."""
 
+from torch import Tensor
+
 from rlhfctl.models.load import head_weight
+from rlhfctl.recipe.sections import ImplicitPrm
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.experience import Experience, build, pad, score_tokens
@@ -9,7 +12,11 @@ from rlhfctl.trainers.trajectory import Trajectory
 
 
 def make_experience(
-    ctx: RunContext, recipe: PpoRecipe, models: PpoModels, trajectories: list[Trajectory]
+    ctx: RunContext,
+    recipe: PpoRecipe,
+    models: PpoModels,
+    trajectories: list[Trajectory],
+    process: Tensor | None = None,
 ) -> Experience:
     """Old log-probabilities come from the sampler where it computed in float32 with the trainer's own weights;
     otherwise from a forward pass, unless the first pass of the update is that forward pass (one minibatch)."""
@@ -30,7 +37,14 @@ def make_experience(
         else:
             known = False
     experience = build(
-        trajectories, old_logprobs, ref_logprobs, values, algorithm, recipe.rollout.n, recipe.reward.shaping
+        trajectories,
+        old_logprobs,
+        ref_logprobs,
+        values,
+        algorithm,
+        recipe.rollout.n,
+        recipe.reward.shaping,
+        None if process is None else (process, (recipe.implicit_prm or ImplicitPrm()).coef),
     )
     experience.old_known = known
     return experience

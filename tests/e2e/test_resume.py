@@ -1,5 +1,6 @@
 """A resumed run is the uninterrupted run, bit for bit: after Ctrl-C, and after kill -9 at any moment."""
 
+import math
 import os
 import random
 import signal
@@ -87,3 +88,25 @@ def test_kill_9_at_random_moments(task, workspace, command, cli, metrics, tmp_pa
     cli(*arguments, cwd=workspace)
     same_result(parts, whole, metrics)
     assert not list((parts / "checkpoints").glob(".*"))
+
+
+PRIME = {
+    "algorithm.advantage": "prime",
+    "algorithm.kl_coef": 0.0,
+    "algorithm.value_coef": 1.0,
+    "value_model": "null",
+    "rollout.n": 4,
+    "implicit_prm.lr": 1e-3,
+}
+
+
+@pytest.mark.heavy
+def test_the_implicit_reward_model_goes_on_where_it_was(workspace, command, cli, metrics, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    cli(*command("ppo", whole, PRIME), cwd=workspace)
+    cli(*command("ppo", parts, {**PRIME, "train.steps": 3}), cwd=workspace)
+    cli("ppo", "--resume", "--run-dir", str(parts), "-q", "train.steps=6", cwd=workspace)
+    same_result(parts, whole, metrics)
+    losses = [record["loss/implicit_prm"] for record in metrics(whole)]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)  # it starts as its own reference
+    assert abs(losses[-1] - losses[0]) > 1e-4

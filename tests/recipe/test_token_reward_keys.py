@@ -78,3 +78,28 @@ def test_what_fits_passes() -> None:
 def test_what_does_not_fit_is_one_sentence(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         parse(**keys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"algorithm": {"advantage": "prime"}}, "has no KL in its reward"),
+        ({"algorithm": {"advantage": "prime", "kl_coef": 0.0}, "rollout": {"n": 1}}, "compares samples"),
+        ({"implicit_prm": {}}, "uses no implicit_prm"),
+    ],
+)
+def test_the_implicit_reward_model_belongs_to_prime(changes: dict[str, Any], said: str) -> None:
+    recipe = {
+        "task": "ppo",
+        "name": "x",
+        "policy": {"path": "p"},
+        "data": {"train": [{"path": "d"}]},
+        "reward": {"sources": [RULE]},
+        "rollout": {"n": 2},
+        "train": {"steps": 1, "batch_size": 8},
+    }
+    TASKS["ppo"].model_validate(
+        {**recipe, "algorithm": {"advantage": "prime", "kl_coef": 0.1, "kl_in": "loss"}}
+    )
+    with pytest.raises(ValidationError, match=said):
+        TASKS["ppo"].model_validate(recipe | changes)
