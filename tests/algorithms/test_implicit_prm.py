@@ -36,9 +36,9 @@ def test_outcome_loss_and_its_gradient(m: ModuleType) -> None:
     loss.backward()
     assert_close(logprobs.grad, doubles(*(-0.5 * (1 - s) / 4 for s in sigmoid)))
     assert reference.grad is None
-    wrong, sums = m.outcome_loss(logprobs, reference, doubles(0, 0), 0.5, 1)
-    assert float(wrong.detach()) == pytest.approx(-(math.log(1 - sigmoid[0]) + math.log(1 - sigmoid[1])))
-    assert int(sums["right"]) == 1
+    wrong, sums = m.outcome_loss(logprobs, reference, doubles(0, 1), 0.5, 1)
+    assert float(wrong.detach()) == pytest.approx(-(math.log(1 - sigmoid[0]) + math.log(sigmoid[1])))
+    assert int(sums["right"]) == 0
 
 
 def test_advantages(m: ModuleType) -> None:
