@@ -96,7 +96,7 @@ bad.yaml:22:26: launch.nproc_per_node must be auto or at least 1, not 0
 bad.yaml:22:29: launch.hostfile is not built yet: remove it
   22 | launch: {nproc_per_node: 0, hostfile: x}
      |                             ^
-bad.yaml:23:24: algorithm.advantage must be one of gae, grpo, dr_grpo, rloo, reinforce, reinforce_baseline, \
+bad.yaml:23:24: algorithm.advantage must be one of gae, grpo, dr_grpo, rloo, reinforce, reinforce_baseline, prime, \
 not "greep"; did you mean grpo?
   23 | algorithm: {advantage: greep, clip_epsilon: .inf}
      |                        ^
