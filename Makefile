@@ -36,7 +36,7 @@ test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m "not timed and not heavy" -n $(JOBS) --dist loadfile || failed=1; \
 	exit $$failed
 
-test-heavy: $(INSTALLED_DEV)
+test-heavy: $(INSTALLED_DEV) $(INSTALLED_FULL)
 	$(BIN)/python -m pytest -m heavy
 
 lint: $(INSTALLED_DEV)

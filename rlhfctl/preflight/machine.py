@@ -16,12 +16,14 @@ GIB = 1 << 30
 MOMENTS = 8  # bytes per trained parameter: AdamW's two moments in float32
 MASTER = 4  # bytes per trained parameter: the float32 copy of a bfloat16 weight
 BF16_CAPABILITY = (8, 0)
+VLLM_CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM 0.32
 
 
 def check(inputs: Inputs) -> Iterator[Finding]:
     yield from package_findings(inputs)
     yield from device_findings(inputs)
     yield from network_findings(inputs)
+    yield from engine_findings(inputs)
     yield from size_findings(inputs)
 
 
@@ -48,6 +50,8 @@ def package_findings(inputs: Inputs) -> list[Finding]:
         wanted["pyarrow"] = "parquet files"
     if any(isinstance(s, VerifierSource) and s.name == "math_answer" for s in inputs.verifiers):
         wanted["math_verify"] = "the verifier math_answer"
+    if recipe.task == "ppo" and recipe.rollout.engine == "vllm":
+        wanted["vllm"] = "rollout.engine vllm"
     missing = {name: why for name, why in wanted.items() if importlib.util.find_spec(name) is None}
     if not missing:
         return []
@@ -57,7 +61,9 @@ def package_findings(inputs: Inputs) -> list[Finding]:
             "error",
             f"packages are missing: {', '.join(missing)}",
             "; ".join(f"{name} for {why}" for name, why in missing.items()),
-            "pip install 'rlhfctl[train]'",
+            "pip install 'rlhfctl[vllm]' (a GPU), make install-full (a CPU)"
+            if "vllm" in missing
+            else "pip install 'rlhfctl[train]'",
             "machine",
             {"missing": sorted(missing)},
             exit_code=4,
@@ -147,6 +153,33 @@ def network_findings(inputs: Inputs) -> list[Finding]:
             "another run may still be alive",
             "end it, or choose another port on all nodes",
             "machine",
+            exit_code=4,
+        )
+    ]
+
+
+def engine_findings(inputs: Inputs) -> list[Finding]:
+    """X010: vLLM's attention on the CPU is compiled for some head sizes only."""
+    recipe = inputs.recipe
+    if recipe.task != "ppo" or recipe.rollout.engine != "vllm" or inputs.machine.usable_gpus:
+        return []
+    try:
+        config = inputs.config(inputs.policy_path)
+    except NotThere:
+        return []
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    size = config.get("head_dim") or (hidden // heads if hidden and heads else None)
+    if size is None or size in VLLM_CPU_HEAD_SIZES:
+        return []
+    return [
+        Finding(
+            "X010",
+            "error",
+            f"the policy's attention heads have size {size}, which vLLM cannot run on a CPU",
+            f"sizes it can: {', '.join(str(size) for size in VLLM_CPU_HEAD_SIZES)}",
+            "set rollout.engine: hf",
+            "machine",
+            {"head_size": size},
             exit_code=4,
         )
     ]

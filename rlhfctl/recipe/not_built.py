@@ -21,7 +21,7 @@ KEYS = (
 VALUES = {
     "launch.launcher": ("deepspeed",),
     "reward.shaping.redistribution": ("attention",),
-    "rollout.engine": ("vllm", "vllm_server"),
+    "rollout.engine": ("vllm_server",),
 }
 
 

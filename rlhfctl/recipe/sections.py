@@ -200,7 +200,10 @@ class Reward(Section):
 
 
 class Rollout(Section):
-    engine: Literal["hf"] = Field("hf", description="what generates the responses")
+    engine: Literal["hf", "vllm"] = Field(
+        "hf",
+        description="what generates: hf: the trainer's module; vllm: vLLM in the same process, synced every step",
+    )
     n: Positive = Field(1, description="samples per prompt")
     max_new_tokens: Positive = Field(256, description="longest response, stop token included")
     max_prompt_length: Positive | None = Field(

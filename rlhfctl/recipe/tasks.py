@@ -60,6 +60,8 @@ class SftRecipe(Recipe):
         problems = token_rewards.problems(self.reward, None) if self.reward is not None else []
         if problems:
             raise ValueError("\n".join(problems))
+        if self.rollout is not None and self.rollout.engine != "hf":
+            raise ValueError(f"rollout.engine {self.rollout.engine} belongs to ppo: sft evaluates with hf")
         return self
 
     def evaluation_rollout(self) -> Rollout:
@@ -122,6 +124,11 @@ class PpoRecipe(Recipe):
         if self.algorithm.importance_correction == "tis" and self.algorithm.old_logprobs == "sampler":
             raise ValueError(
                 "algorithm.importance_correction compares the trainer with the sampler: old_logprobs cannot be sampler"
+            )
+        if self.rollout.engine != "hf" and self.rollout.top_p < 1:
+            raise ValueError(
+                f"rollout.engine {self.rollout.engine} gives log-probabilities within the nucleus, which the trainer "
+                "does not compute: rollout.top_p must be 1, or rollout.engine hf"
             )
         ignored = ignored_keys(self) + token_rewards.problems(self.reward, self.algorithm.advantage)
         if ignored:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import nn
 
-from rlhfctl.recipe.sections import Rollout as RolloutSpec
+from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.rollout import hf
 from rlhfctl.rollout.types import Request, Rollout, Sampling
 
@@ -49,7 +49,12 @@ class HfEngine:
         del self.policy
 
 
-def build_engine(spec: RolloutSpec, policy: nn.Module) -> Engine:
-    """The recipe's engine, with weights that only its first sync vouches for."""
-    assert spec.engine == "hf"
-    return HfEngine(policy)
+def build_engine(recipe: PpoRecipe, policy: nn.Module) -> Engine:
+    """The recipe's engine, with weights that only its first sync vouches for. Raises Unable."""
+    spec = recipe.rollout
+    if spec.engine == "hf":
+        return HfEngine(policy)
+    from rlhfctl.rollout.vllm import VllmEngine
+
+    longest = (spec.max_prompt_length or recipe.data.max_length) + spec.max_new_tokens
+    return VllmEngine(policy, longest, spec.max_batch_tokens, recipe.policy.trust_remote_code)

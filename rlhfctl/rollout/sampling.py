@@ -4,13 +4,17 @@ import torch
 from torch import Tensor
 
 
+def stream_key(seed: int, step: int, index: int) -> int:
+    """The 63-bit key of sample `index` in rollout step `step`; neighbouring triples get unrelated ones."""
+    key = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + index * 0x94D049BB133111EB) & (2**63 - 1)
+    key ^= key >> 29
+    return (key * 0xBF58476D1CE4E5B9) & (2**63 - 1)
+
+
 def uniforms(seed: int, step: int, index: int, length: int) -> Tensor:
     """[length] uniform numbers of sample `index` in rollout step `step`: a counter-based stream."""
     generator = torch.Generator()
-    # Splitmix-style mixing keeps neighbouring (seed, step, index) triples unrelated.
-    key = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + index * 0x94D049BB133111EB) & (2**63 - 1)
-    key ^= key >> 29
-    generator.manual_seed((key * 0xBF58476D1CE4E5B9) & (2**63 - 1))
+    generator.manual_seed(stream_key(seed, step, index))
     return torch.rand(length, generator=generator)
 
 

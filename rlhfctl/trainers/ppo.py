@@ -37,7 +37,7 @@ def train(ctx: RunContext) -> None:
 
     state = checkpoint.restore(ctx, trained, learners) or {"step": 0, "tokens": 0, "failures": 0}
     start = state["step"]
-    engine = build_engine(recipe.rollout, models.policy)
+    engine = build_engine(recipe, models.policy)
     engine.sync(models.policy, start)
     logbook = Logbook(ctx, total, start)
     watch = Watch(ctx, recipe, sources, evaluator.size)

@@ -54,5 +54,7 @@ def recompute_old(recipe: PpoRecipe, models: PpoModels) -> bool:
     if recipe.algorithm.old_logprobs == "auto":
         if recipe.algorithm.importance_correction == "tis":
             return True  # it compares the two
+        if recipe.rollout.engine != "hf":
+            return True  # other kernels than the trainer's
         return head_weight(models.policy).dtype.itemsize < 4
     return recipe.algorithm.old_logprobs == "recompute"

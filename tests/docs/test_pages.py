@@ -10,7 +10,7 @@ from rlhfctl.recipe import sections
 PPO_SECTIONS = [sections.Algorithm, sections.Rollout, sections.ValueModel, sections.Shaping]
 SFT_SECTIONS = [sections.Data, sections.Train, sections.Optim]
 METRIC = re.compile(
-    r'"((?:loss|rm|reward|kl|clip|importance|advantage|value|returns|groups|length|grad_norm|eval|seconds|memory)/\w+)"'
+    r'"((?:loss|rm|reward|kl|clip|importance|advantage|value|returns|groups|length|grad_norm|eval|seconds|memory|sync)/\w+)"'
 )
 
 

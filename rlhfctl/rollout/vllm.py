@@ -1,0 +1,166 @@
+"""vLLM in the trainer's process: continuous batching and a prefix cache beside the policy, weights updated in place.
+
+The engine starts from random weights of the policy's config, so that nothing but a sync can give it the right ones.
+"""
+
+import copy
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhfctl.errors import RunFailed, Unable
+from rlhfctl.models.load import config_of, head_weight
+from rlhfctl.models.merged import merged_weights
+from rlhfctl.rollout.canary import canary_ids, compare
+from rlhfctl.rollout.sampling import stream_key
+from rlhfctl.rollout.types import Request, Rollout, Sampling
+
+BLOCK = 128  # tokens of one cache block on CPU; less on GPUs
+
+
+class VllmEngine:
+    """max_length: longest prompt and response together; cache_tokens: room for that many tokens of keys and values.
+
+    Raises Unable where vLLM cannot run the model.
+    """
+
+    def __init__(
+        self, policy: nn.Module, max_length: int, cache_tokens: int, trust_remote_code: bool
+    ) -> None:
+        weight = head_weight(policy)
+        self.on_cpu = weight.device.type == "cpu"
+        self.max_length = max_length
+        self.canary = canary_ids(weight.shape[0])
+        config = copy.deepcopy(config_of(policy))
+        config.architectures = [type(policy).__name__]
+        self.tied = bool(getattr(config, "tie_word_embeddings", False))
+        length = max(max_length, len(self.canary) + 1)
+        affinity = os.sched_getaffinity(0)
+        set_environment(self.on_cpu, sorted(affinity))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, about torch
+                from vllm import LLM
+            dtype: Any = str(weight.dtype).removeprefix("torch.")
+            with tempfile.TemporaryDirectory() as directory:
+                config.save_pretrained(directory)
+                self.llm: Any = LLM(
+                    str(Path(directory)),
+                    skip_tokenizer_init=True,
+                    load_format="dummy",
+                    dtype=dtype,
+                    max_model_len=length,
+                    enforce_eager=True,
+                    kv_cache_memory_bytes=cache_bytes(config, weight.dtype, max(cache_tokens, length)),
+                    # vLLM's default is the distribution before the temperature.
+                    logprobs_mode="processed_logprobs",
+                    enable_prefix_caching=True,
+                    trust_remote_code=trust_remote_code,
+                )
+        except Exception as error:
+            raise Unable(f"rollout.engine vllm cannot run this model: {first_line(error)}") from error
+        finally:
+            os.sched_setaffinity(0, affinity)  # vLLM binds the calling thread, which trains as well
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        from vllm import SamplingParams
+
+        longest = max((len(request.prompt_ids) for request in requests), default=0)
+        if longest + sampling.max_new_tokens > self.max_length:
+            raise RunFailed(
+                f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones pass the engine's "
+                f"{self.max_length}: set rollout.max_prompt_length"
+            )
+        params = [
+            SamplingParams(
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=stream_key(sampling.seed, sampling.step, request.index),
+                stop_token_ids=list(sampling.stop_ids),
+                ignore_eos=True,  # the recipe's stop ids decide
+                logprobs=0,
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        prompts = [{"prompt_token_ids": request.prompt_ids} for request in requests]
+        answers = self.llm.generate(prompts, params, use_tqdm=False)
+        return [
+            rollout(request, answer.outputs[0]) for request, answer in zip(requests, answers, strict=True)
+        ]
+
+    def sync(self, policy: nn.Module, step: int) -> dict[str, float]:
+        try:
+            self.update(policy)
+            found = self.canary_logprobs()
+        except Exception as error:
+            raise RunFailed(f"stopped at step {step}: the weight sync failed: {first_line(error)}") from error
+        return {"sync/canary": compare(policy, self.canary, found, step)}
+
+    def update(self, policy: nn.Module) -> None:
+        """Every weight anew, then what vLLM derived from the old ones."""
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(policy)})
+        if self.tied and self.on_cpu:
+            # The CPU build packs the matrix of the head; a reload leaves the packed copy of a tied one as it was.
+            self.llm.apply_model(pack_head)
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache, which belongs to the old weights")
+
+    def canary_logprobs(self) -> list[float]:
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        answer = self.llm.generate([{"prompt_token_ids": self.canary}], params, use_tqdm=False)[0]
+        return [
+            answer.prompt_logprobs[place][self.canary[place]].logprob for place in range(1, len(self.canary))
+        ]
+
+    def close(self) -> None:
+        """Also ends torch.distributed's default group, the trainer's if it has one: hence last of all."""
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+
+
+def rollout(request: Request, output: Any) -> Rollout:
+    ids = list(output.token_ids)
+    logprobs = [found[token].logprob for token, found in zip(ids, output.logprobs, strict=True)]
+    if output.finish_reason not in ("stop", "length"):
+        raise RunFailed(f"vLLM ended sample {request.index} with {output.finish_reason}, not stop or length")
+    return Rollout(request.index, request.prompt_ids, ids, torch.tensor(logprobs), output.finish_reason)
+
+
+def pack_head(model: Any) -> None:
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+
+
+def cache_bytes(config: Any, dtype: torch.dtype, tokens: int) -> int:
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    blocks = -(-tokens // BLOCK) + 2
+    return int(2 * config.num_hidden_layers * heads * dim * dtype.itemsize * blocks * BLOCK)
+
+
+def set_environment(on_cpu: bool, cores: list[int]) -> None:
+    """Before the first import of vLLM. One process: its weights are updated from this one."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if on_cpu:
+        import torch._dynamo
+
+        # It would compile the sampler's few functions with g++: seconds for nothing.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        torch._dynamo.config.disable = True
+        first = int(os.environ.get("LOCAL_RANK", "0")) * torch.get_num_threads()
+        mine = [cores[(first + k) % len(cores)] for k in range(min(torch.get_num_threads(), len(cores)))]
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(str(core) for core in mine))
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
