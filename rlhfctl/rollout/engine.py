@@ -5,7 +5,8 @@ from typing import Protocol
 
 from torch import nn
 
-from rlhfctl.recipe.tasks import PpoRecipe
+from rlhfctl.models.load import config_of
+from rlhfctl.recipe.sections import Rollout as RolloutSpec
 from rlhfctl.rollout import hf
 from rlhfctl.rollout.types import Request, Rollout, Sampling
 
@@ -49,12 +50,16 @@ class HfEngine:
         del self.policy
 
 
-def build_engine(recipe: PpoRecipe, policy: nn.Module) -> Engine:
-    """The recipe's engine, with weights that only its first sync vouches for. Raises Unable."""
-    spec = recipe.rollout
+def build_engine(
+    spec: RolloutSpec, policy: nn.Module, max_length: int | None = None, trust_remote_code: bool = False
+) -> Engine:
+    """The recipe's engine, with weights that only its first sync vouches for.
+
+    max_length: the longest prompt and response together; default: the model's context. Raises Unable.
+    """
     if spec.engine == "hf":
         return HfEngine(policy)
     from rlhfctl.rollout.vllm import VllmEngine
 
-    longest = (spec.max_prompt_length or recipe.data.max_length) + spec.max_new_tokens
-    return VllmEngine(policy, longest, spec.max_batch_tokens, recipe.policy.trust_remote_code)
+    longest = max_length or int(config_of(policy).max_position_embeddings)
+    return VllmEngine(policy, longest, spec.max_batch_tokens, trust_remote_code)

@@ -63,8 +63,12 @@ class VllmEngine:
                     enable_prefix_caching=True,
                     trust_remote_code=trust_remote_code,
                 )
+        except ModuleNotFoundError as error:
+            raise Unable(
+                f"the engine vllm needs {error.name}: pip install 'rlhfctl[vllm]' (a GPU), make install-full (a CPU)"
+            ) from error
         except Exception as error:
-            raise Unable(f"rollout.engine vllm cannot run this model: {first_line(error)}") from error
+            raise Unable(f"the engine vllm cannot run this model: {first_line(error)}") from error
         finally:
             os.sched_setaffinity(0, affinity)  # vLLM binds the calling thread, which trains as well
 

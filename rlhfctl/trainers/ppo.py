@@ -37,7 +37,8 @@ def train(ctx: RunContext) -> None:
 
     state = checkpoint.restore(ctx, trained, learners) or {"step": 0, "tokens": 0, "failures": 0}
     start = state["step"]
-    engine = build_engine(recipe, models.policy)
+    longest = (recipe.rollout.max_prompt_length or recipe.data.max_length) + recipe.rollout.max_new_tokens
+    engine = build_engine(recipe.rollout, models.policy, longest, recipe.policy.trust_remote_code)
     engine.sync(models.policy, start)
     logbook = Logbook(ctx, total, start)
     watch = Watch(ctx, recipe, sources, evaluator.size)
