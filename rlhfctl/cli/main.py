@@ -18,6 +18,7 @@ from rlhfctl.cli.evaluate import evaluate
 from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, TERMINATED, USAGE
 from rlhfctl.cli.inspect_template import inspect_template
 from rlhfctl.cli.recipes import recipes
+from rlhfctl.cli.report import report
 from rlhfctl.cli.serve_rm import serve_rm
 from rlhfctl.cli.train import ppo, rm, sft
 from rlhfctl.errors import RlhfctlError
@@ -37,6 +38,7 @@ BUILT: dict[str, Callable[..., int]] = {
     "recipes": recipes,
     "serve-rm": serve_rm,
     "doctor": doctor,
+    "report": report,
 }
 COMPLETE = "_RLHFCTL_COMPLETE"
 

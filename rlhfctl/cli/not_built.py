@@ -10,7 +10,6 @@ from rlhfctl.errors import UsageError
 COMMANDS = {
     "reft": "Reinforced fine-tuning",
     "oreo": "Offline reasoning optimisation",
-    "report": "One HTML file of some runs",
 }
 # Any argument or flag is taken, so that the answer is always that the command is not built.
 TAKES_ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True}

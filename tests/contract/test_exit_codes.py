@@ -10,7 +10,7 @@ import pytest
 from rlhfctl.cli.exit_codes import STATUS
 
 COMMAND = [sys.executable, "-m", "rlhfctl"]
-NOT_BUILT = ["reft", "oreo", "report"]
+NOT_BUILT = ["reft", "oreo"]
 
 
 def ended(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:

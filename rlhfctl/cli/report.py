@@ -1,0 +1,60 @@
+"""report: one HTML file of one or several runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhfctl.cli.console import Console
+from rlhfctl.cli.exit_codes import DONE
+from rlhfctl.cli.options import JsonOption, QuietOption, VerboseOption
+from rlhfctl.errors import Unable, UsageError
+
+
+def report(
+    ctx: typer.Context,
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN_DIR...", hidden=True)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="Where it goes.  [default: RUN_DIR/report.html]"),
+    ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """One HTML file of some runs.
+
+    \b
+    Curves, what differs between the recipes, preflight findings, best and
+    worst samples, failed rewards, recipe and environment. The file needs no
+    network and no script; stdout gets its path. Of several runs the default
+    is report.html here.
+
+    \b
+    Examples:
+      rlhfctl report runs/a
+      rlhfctl report runs/a runs/b -o compare.html
+    """
+    if not runs:
+        raise UsageError("report on which run? `rlhfctl report RUN_DIR...`")
+    from rlhfctl.report.page import page
+    from rlhfctl.report.read import read_run
+    from rlhfctl.run_dir import write_text
+
+    console: Console = ctx.obj
+    target = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    read = [read_run(path) for path in runs]
+    try:
+        write_text(target, page(read), durable=False)
+    except OSError as error:
+        raise Unable(f"cannot write {target}: {error.strerror or error}") from None
+    told = [
+        {
+            "run": str(run.path),
+            "state": run.status.get("state"),
+            "step": run.status.get("step"),
+            "damaged": run.damaged,
+        }
+        for run in read
+    ]
+    return console.finish(DONE, str(target), fields={"report": str(target), "runs": told})
