@@ -1,41 +1,84 @@
 #!/bin/sh
-# The quickstart: make the tiny model and its data, train it by sft and then by ppo, and print the accuracy before
-# and after each stage. Everything on the CPU, nothing downloaded.
+# The quickstart: make the tiny models and their data, train them stage by stage, and print what each stage did. A policy
+# by sft and ppo, a reward model by rm, and a policy of another vocabulary and chat template by ppo against that reward
+# model, served by another process. Everything on the CPU, nothing downloaded.
 #
 #   recipes/quickstart/run.sh [OUT]     OUT: directory for everything it writes, default .quickstart; run again, it
 #                                       continues what was interrupted and prints the table
 #
-# RLHFCTL and PYTHON name the two commands it calls (default: rlhfctl and python from PATH).
+# RLHFCTL and PYTHON name the two commands it calls (default: rlhfctl and python from PATH); SEED is that of the task.
 set -eu
 
 out=${1:-.quickstart}
 rlhfctl=${RLHFCTL:-rlhfctl}
 python=${PYTHON:-python}
-sft=$out/sft
-ppo=$out/ppo
+data=$out/data
+evaluation="data.eval=[{path: $data/eval.jsonl, format: qa}]"
+server=
 
-# train TASK RUN [KEY=VALUE]...: a run that is there already goes on where it stopped, a finished one is left as it is.
+# train TASK RECIPE RUN [KEY=VALUE]...: a run that is there already goes on where it stopped, a finished one is left as
+# it is. `moved` holds the keys that may be others when it goes on.
+moved=
 train() {
-    task=$1 run=$2
-    shift 2
+    task=$1 recipe=$2 run=$3
+    shift 3
     if [ -e "$run/recipe.yaml" ]; then
-        "$rlhfctl" "$task" --resume --run-dir "$run"
+        "$rlhfctl" "$task" --resume --run-dir "$run" ${moved:+"$moved"}
     else
-        "$rlhfctl" "$task" "quickstart/$task" --run-dir "$run" "$@"
+        "$rlhfctl" "$task" "quickstart/$recipe" --run-dir "$run" "$@" ${moved:+"$moved"}
     fi
 }
 
-"$python" -m rlhfctl.quickstart.chains "$out" --seed 0 >&2
+stop() {
+    if [ -n "$server" ]; then
+        kill "$server" 2>/dev/null || true
+        wait "$server" 2>/dev/null || true
+        server=
+    fi
+}
+trap stop EXIT
+trap 'stop; exit 130' INT
+trap 'stop; exit 143' TERM
 
-train sft "$sft" \
+# serve MODEL: its address in $url once /health answers; a free port of this machine, nobody else can connect.
+serve() {
+    : >"$out/serve-rm.url"
+    "$rlhfctl" serve-rm "$1" --port 0 -q >"$out/serve-rm.url" &
+    server=$!
+    until [ -s "$out/serve-rm.url" ]; do
+        kill -0 "$server" 2>/dev/null || { wait "$server"; exit; }
+        sleep 0.2
+    done
+    url=$(cat "$out/serve-rm.url")
+    "$python" -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1] + "/health", timeout=60)' "$url"
+}
+
+"$python" -m rlhfctl.quickstart.chains "$out" --seed "${SEED:-0}" >&2
+
+train sft sft "$out/sft" \
     policy.from_config="$out/model" policy.tokenizer="$out/model" \
-    data.train="[{path: $out/data/sft.jsonl, format: prompt_response}]" \
-    data.eval="[{path: $out/data/eval.jsonl, format: qa}]"
+    data.train="[{path: $data/sft.jsonl, format: prompt_response}]" "$evaluation"
 
-train ppo "$ppo" \
-    policy.path="$sft/final" \
-    data.train="[{path: $out/data/prompts.jsonl, format: qa}]" \
-    data.eval="[{path: $out/data/eval.jsonl, format: qa}]"
+train ppo ppo "$out/ppo" \
+    policy.path="$out/sft/final" data.train="[{path: $data/prompts.jsonl, format: qa}]" "$evaluation"
+
+train rm rm "$out/rm" \
+    policy.path="$out/sft/final" \
+    data.train="[{path: $data/pairs.jsonl, format: preference}, {path: $data/steps.jsonl, format: stepwise}]" \
+    data.eval="[{path: $data/pairs_eval.jsonl, format: preference}]"
+
+train sft sft-b "$out/sft-b" \
+    policy.from_config="$out/model-b" policy.tokenizer="$out/model-b" \
+    data.train="[{path: $data/sft.jsonl, format: prompt_response}]" "$evaluation"
+
+if [ ! -e "$out/served-rm/final/config.json" ]; then
+    serve "$out/rm/final"
+    moved=reward.sources.0.url=$url
+fi
+train ppo served-rm "$out/served-rm" \
+    policy.path="$out/sft-b/final" data.train="[{path: $data/prompts.jsonl, format: qa}]" "$evaluation"
+moved=
+stop
 
 echo
-"$python" -m rlhfctl.quickstart.table "$sft" "$ppo"
+"$python" -m rlhfctl.quickstart.table "$out/sft" "$out/ppo" "$out/rm" "$out/sft-b" "$out/served-rm"

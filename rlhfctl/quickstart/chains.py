@@ -13,9 +13,10 @@ The annotator whose chains make the SFT data has a blind spot: for a fixed rando
 facts it slips with probability SLIP. It goes on from what it wrote. So SFT learns systematic errors, its greedy
 answers are worse than its samples, and more demonstrations do not help: a reward does.
 
-`python -m rlhfctl.quickstart.chains OUT --seed 0` writes OUT/model (configuration and tokenizer of a 163k-parameter
-Llama, no weights: the SFT recipe starts from random ones) and OUT/data/{sft,prompts,eval}.jsonl, for reward models
-pairs.jsonl, pairs_eval.jsonl (a right chain against a wrong one) and steps.jsonl (which lines of a chain are right).
+`python -m rlhfctl.quickstart.chains OUT --seed 0` writes OUT/model and OUT/model-b (configuration and tokenizer of a
+163k-parameter Llama, in two families that share neither vocabulary nor chat template; no weights: the SFT recipe starts
+from random ones) and OUT/data/{sft,prompts,eval}.jsonl, for reward models pairs.jsonl, pairs_eval.jsonl (a right chain
+against a wrong one) and steps.jsonl (which lines of a chain are right).
 Standard library and tokenizers only, and a function of the seed alone.
 """
 
@@ -25,6 +26,10 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from rlhfctl.quickstart.family import CHATML, PLAIN
+from rlhfctl.quickstart.family import make_tokenizer as make_tokenizer
+from rlhfctl.quickstart.family import write_model as write_model
 
 N_OPS = 4
 OPS = "+-*"
@@ -39,14 +44,6 @@ PAIRS = 24_000
 EVAL_PAIRS = 1_000
 STEP_ROWS = 8_000
 SLIPS = 0.5  # share of wrong chains that go wrong anywhere, not where the annotator does
-
-PAD, EOS = "<pad>", "<eos>"
-VOCABULARY = [*"0123456789", "+", "-", "*", "=", "\n", "#", "?", PAD, EOS]
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-)
 
 Fact = tuple[int, str, int]
 
@@ -169,58 +166,6 @@ def _question(id: str, prompt: str) -> dict[str, str]:
     return {"id": id, "question": f"{prompt}?", "answer": chain(prompt)[-1]}
 
 
-def make_tokenizer() -> Any:
-    """One token a character. A character outside the vocabulary raises: it cannot be dropped in silence."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    tokenizer = Tokenizer(
-        models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(PAD, special=True), AddedToken(EOS, special=True)])
-    return tokenizer
-
-
-def write_model(directory: Path) -> None:
-    """config.json and tokenizer files in Hugging Face layout."""
-    directory.mkdir(parents=True, exist_ok=True)
-    pad, eos = VOCABULARY.index(PAD), VOCABULARY.index(EOS)
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": len(VOCABULARY),
-        "hidden_size": 64,
-        "intermediate_size": 192,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "initializer_range": 0.02,
-        "bos_token_id": None,
-        "eos_token_id": eos,
-        "pad_token_id": pad,
-        "torch_dtype": "float32",
-    }
-    special = {"eos_token": EOS, "pad_token": PAD}
-    tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **special,
-        "model_max_length": 64,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
-    }
-    _write_json(directory / "config.json", config)
-    _write_json(directory / "generation_config.json", {"eos_token_id": eos, "pad_token_id": pad})
-    _write_json(directory / "tokenizer_config.json", tokenizer_config)
-    _write_json(directory / "special_tokens_map.json", special)
-    make_tokenizer().save(str(directory / "tokenizer.json"))
-
-
 def write_data(directory: Path, seed: int) -> dict[str, int]:
     """The .jsonl files; returns their row counts."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -228,10 +173,6 @@ def write_data(directory: Path, seed: int) -> dict[str, int]:
     for name, content in rows.items():
         _write_jsonl(directory / f"{name}.jsonl", content)
     return {name: len(content) for name, content in rows.items()}
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -242,17 +183,20 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rlhfctl.quickstart.chains", description="write the quickstart model and data"
     )
-    parser.add_argument("out", type=Path, help="directory that gets model/ and data/")
+    parser.add_argument("out", type=Path, help="directory that gets model/, model-b/ and data/")
     parser.add_argument(
         "--seed", type=int, default=0, help="which facts are hard, and all else that is drawn"
     )
     arguments = parser.parse_args(argv)
+    models = {"model": PLAIN, "model-b": CHATML}
     try:
-        write_model(arguments.out / "model")
+        for name, family in models.items():
+            write_model(arguments.out / name, family)
         counts = write_data(arguments.out / "data", arguments.seed)
     except OSError as error:
         parser.exit(1, f"error: cannot write {arguments.out}: {error.strerror or error}\n")
-    print(f"{arguments.out}/model: Llama configuration and tokenizer, {len(VOCABULARY)} tokens")
+    for name, family in models.items():
+        print(f"{arguments.out}/{name}: Llama configuration and tokenizer, {len(family.vocabulary)} tokens")
     for name, count in counts.items():
         print(f"{arguments.out}/data/{name}.jsonl: {count} rows")
 

@@ -1,8 +1,9 @@
 """The closing table of the quickstart: accuracy before and after each stage, read from the run directories.
 
 `python -m rlhfctl.quickstart.table RUN...`: before and after are the first and the last line of a run's
-metrics.jsonl that hold `eval/accuracy` (greedy answers, final digit right) and `eval/path_accuracy` (every line
-right as well). A run without such a line ends the command with exit code 1.
+metrics.jsonl that hold `eval/accuracy` and `eval/path_accuracy`. Of a policy that is the share of greedy answers whose
+final digit is right, and whose every line is right as well; of a reward model the share of fresh pairs whose right
+chain scores higher. A run without such a line ends the command with exit code 1.
 """
 
 import json
@@ -30,8 +31,10 @@ def read_stage(run: Path) -> dict[str, Any]:
     if not evaluations:
         raise ValueError(f"{run}/metrics.jsonl holds no {ACCURACY}: the recipe needs data.eval and a reward")
     first, last = evaluations[0], evaluations[-1]
+    task = _task(run)
     return {
-        "task": _task(run),
+        "task": task,
+        "of": "pairs" if task == "rm" else "answers",
         "state": status.get("state", "unknown"),
         "steps": last.get("step"),
         "before": first[ACCURACY],
@@ -53,14 +56,26 @@ def _task(run: Path) -> str:
 
 def render(stages: list[dict[str, Any]]) -> str:
     """Plain text: right-aligned percentages, one row a stage."""
-    header = ["stage", "state", "steps", "accuracy before", "after", "whole path before", "after", "run"]
+    header = [
+        "stage",
+        "state",
+        "steps",
+        "of",
+        "accuracy before",
+        "after",
+        "whole path before",
+        "after",
+        "run",
+    ]
     rows = [header]
     for stage in stages:
         shares = [stage[key] for key in ("before", "after", "path_before", "path_after")]
         percents = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
-        rows.append([stage["task"], stage["state"], str(stage["steps"]), *percents, stage["run"]])
+        rows.append(
+            [stage["task"], stage["state"], str(stage["steps"]), stage["of"], *percents, stage["run"]]
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    left = {0, 1, len(header) - 1}
+    left = {0, 1, 3, len(header) - 1}
     lines = [
         "  ".join(
             cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in cells

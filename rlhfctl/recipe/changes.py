@@ -1,12 +1,13 @@
 """Which keys differ between a run's recipe and the one it is to be continued with, and which of them may."""
 
+import re
 from typing import Any
 
 from rlhfctl.recipe.explain import shown
 from rlhfctl.recipe.tasks import AnyRecipe
 
-# How long, how often and in which portions: what the finished steps learnt stays as it is. Everything else would make
-# one run of two different ones.
+# How long, how often, in which portions, and where a service listens: what the finished steps learnt stays as it is.
+# Everything else would make one run of two different ones.
 MAY_CHANGE = (
     "name",
     "algorithm.kl_limit",
@@ -14,6 +15,8 @@ MAY_CHANGE = (
     "launch",
     "policy.gradient_checkpointing",
     "reward.max_failures",
+    "reward.sources.*.url",
+    "reward.sources.*.urls",
     "rollout.max_batch_tokens",
     "template.allow",
     "template.on_mismatch",
@@ -39,6 +42,8 @@ def changes(before: AnyRecipe, after: AnyRecipe) -> dict[str, str]:
 
 
 def may_change(key: str) -> bool:
+    """key: dotted, items of a list by their place."""
+    key = re.sub(r"\.\d+", ".*", key)
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
 
 

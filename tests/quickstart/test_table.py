@@ -39,9 +39,17 @@ def test_table_text(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     other = make_run(tmp_path / "sft", [{"step": 700, "eval/accuracy": 0.25}], task="sft")
     assert main([str(other), str(run)]) == 0
     header, sft, ppo = capsys.readouterr().out.splitlines()
-    assert header == "stage  state  steps  accuracy before  after  whole path before  after  run"
-    assert sft.split() == ["sft", "done", "700", "25.0", "25.0", "-", "-", str(other)]
-    assert ppo.split() == ["ppo", "done", "180", "23.2", "90.2", "13.5", "88.7", str(run)]
+    assert header == "stage  state  steps  of       accuracy before  after  whole path before  after  run"
+    assert sft.split() == ["sft", "done", "700", "answers", "25.0", "25.0", "-", "-", str(other)]
+    assert ppo.split() == ["ppo", "done", "180", "answers", "23.2", "90.2", "13.5", "88.7", str(run)]
+
+
+def test_a_reward_model_is_measured_on_pairs(tmp_path: Path) -> None:
+    rm = make_run(
+        tmp_path / "rm", [{"step": 0, "eval/accuracy": 0.5}, {"step": 9, "eval/accuracy": 0.8}], "rm"
+    )
+    row = render([read_stage(rm)]).splitlines()[1]
+    assert row.split() == ["rm", "done", "9", "pairs", "50.0", "80.0", "-", "-", str(rm)]
 
 
 def test_columns_line_up(run: Path) -> None:

@@ -76,3 +76,11 @@ def test_changes_between_two_recipes() -> None:
     assert set(differ) == {"train.steps", "optim.lr", "launch.threads", "data.eval.0.path"}
     assert {key for key in differ if changes.may_change(key)} == {"train.steps", "launch.threads"}
     assert changes.changes(before, before) == {}
+
+
+def test_a_service_may_move_but_not_become_another_source() -> None:
+    before = load_recipe("quickstart/served-rm").recipe
+    moved = load_recipe("quickstart/served-rm", ["reward.sources.0.url=http://127.0.0.1:6000"]).recipe
+    other = load_recipe("quickstart/served-rm", ["reward.sources.0.weight=1.0"]).recipe
+    assert [changes.may_change(key) for key in changes.changes(before, moved)] == [True]
+    assert [changes.may_change(key) for key in changes.changes(before, other)] == [False]
