@@ -40,12 +40,24 @@ train: {{steps: 5, batch_size: 32, tokens_per_microbatch: 1024}}
 launch: {{threads: {threads}}}
 """
 
+RM = """
+task: rm
+name: bench-rm
+policy: {{path: {model}-rm, dtype: {dtype}}}
+algorithm: {{objective: pairwise}}
+data: {{train: [{{path: {data}/pref.jsonl, format: preference, limit: {rows}}}], max_length: 512, shuffle: true}}
+optim: {{lr: 1.0e-3, schedule: constant, warmup_ratio: 0}}
+train: {{epochs: 1, batch_size: {batch}, tokens_per_microbatch: 1024}}
+launch: {{threads: {threads}}}
+"""
+
 MODEL_REWARD = "{{kind: model, path: {model}-rm}}"
 LENGTH_REWARD = "{{kind: python, path: {here}/reward.py}}"
 
 WORKLOADS = {
     "sft": (SFT, {"rows": 256, "batch": 7}),
     "sft-bigvocab": (SFT, {"rows": 32, "batch": 7}),
+    "rm": (RM, {"rows": 96, "batch": 8}),
     "ppo": (RL, {"n": 1, "reward": MODEL_REWARD, "algorithm": "advantage: gae, kl_coef: 0.05"}),
     "grpo": (RL, {"n": 8, "reward": LENGTH_REWARD, "algorithm": "advantage: grpo, kl_coef: 0"}),
     "rloo": (RL, {"n": 8, "reward": LENGTH_REWARD, "algorithm": "advantage: rloo, kl_coef: 0.05"}),
@@ -61,7 +73,7 @@ def run(name: str, options: argparse.Namespace, model: Path, data: Path) -> dict
     with tempfile.TemporaryDirectory() as scratch:
         path, directory = Path(scratch) / "recipe.yaml", Path(scratch) / "run"
         path.write_text(recipe.format(**filled))
-        task = "sft" if recipe is SFT else "ppo"
+        task = {SFT: "sft", RM: "rm"}.get(recipe, "ppo")
         command = [sys.executable, "-m", "rlhfctl", task, str(path), "--run-dir", str(directory), "-q"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -86,7 +98,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(WORKLOADS))
     parser.add_argument("--model", type=Path, help="model directory; MODEL-rm beside it is the reward model")
     parser.add_argument("--bigvocab", type=Path, help="the model of sft-bigvocab")
-    parser.add_argument("--data", type=Path, help="directory with sft.jsonl and prompts.jsonl")
+    parser.add_argument("--data", type=Path, help="directory with sft.jsonl, pref.jsonl and prompts.jsonl")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--repeat", type=int, default=1)

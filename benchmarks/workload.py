@@ -68,7 +68,8 @@ def make_model(out: Path, vocabulary: int) -> None:
 
 
 def make_data(model: Path, out: Path, rows: int = 256) -> None:
-    """sft.jsonl {"prompt", "response"} and prompts.jsonl {"prompt"}; mean length about 142 tokens."""
+    """sft.jsonl {"prompt", "response"}, pref.jsonl {"prompt", "chosen", "rejected"}, both of mean length about 142 tokens
+    a conversation, and prompts.jsonl {"prompt"}."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -88,3 +89,11 @@ def make_data(model: Path, out: Path, rows: int = 256) -> None:
     with (out / "prompts.jsonl").open("w") as file:
         for _ in range(rows):
             file.write(json.dumps({"prompt": text(rng.randrange(24, 44)), "response": "x"}) + "\n")
+    with (out / "pref.jsonl").open("w") as file:
+        for _ in range(rows):
+            room = int(min(330, max(12, rng.lognormvariate(math.log(110), 0.85))))
+            prompt = max(2, int(room * rng.uniform(0.15, 0.5)))
+            chosen = room - prompt
+            rejected = max(2, int(chosen * rng.uniform(0.5, 1.5)))
+            row = {"prompt": text(prompt), "chosen": text(chosen), "rejected": text(rejected)}
+            file.write(json.dumps(row) + "\n")
