@@ -69,13 +69,16 @@ def check(inputs: Inputs) -> list[Finding]:
         for source in sources:
             source.close()
     silent = [finding for source in sources for finding in silent_servers(source)]
-    return findings + silent + judged_together(found)
+    return findings + silent + judged_together(found, [pays(source) for source in sources])
 
 
-def judged_together(found: list[list[Finding]]) -> list[Finding]:
+def judged_together(found: list[list[Finding]], paying: list[bool]) -> list[Finding]:
     """A source that alone would train nothing, or the wrong thing, may stand beside one that knows better: a length
     term beside a verifier, say. Then it is a warning."""
-    signal = [not any(finding.severity == "error" for finding in findings) for findings in found]
+    signal = [
+        pays and not any(finding.severity == "error" for finding in findings)
+        for findings, pays in zip(found, paying, strict=True)
+    ]
     for findings in found:
         for finding in findings:
             if any(signal) and finding.id in ("R003", "R004") and finding.severity == "error":
@@ -194,6 +197,11 @@ def is_learned(source: Source) -> bool:
     return getattr(getattr(source, "info", None), "kind", "") == "model"
 
 
+def pays(source: Source) -> bool:
+    """Not one that is only there to be read: what it likes trains nothing."""
+    return bool(source.weight or source.span_weight)
+
+
 def source_findings(source: Source, probes: list[Probe]) -> list[Finding]:
     """R002 a failure, R003 a constant, R004 wrong answers liked as much as right ones."""
     batch = [reward_sample(probe.sample, text) for probe in probes for text in probe.texts]
@@ -223,6 +231,8 @@ def source_findings(source: Source, probes: list[Probe]) -> list[Finding]:
                 "reward",
             )
         ]
+    if not pays(source):
+        return []
     scores = [outcome.score for outcome in outcomes if outcome.score is not None]
     if len(set(scores)) == 1:
         return [

@@ -373,6 +373,16 @@ def test_a_poor_source_beside_a_good_one_is_a_warning(
     assert found[id].severity == "warning"
 
 
+def test_a_source_of_weight_0_is_measured_and_judges_nothing(chains: Path, tmp_path: Path) -> None:
+    """It may be constant, and it does not excuse another that is."""
+    constant = python_reward(tmp_path, "return [0.0] * len(samples)")["sources"][0]
+    verifier = {"kind": "verifier", "name": "chain_answer"}
+    measured = {"sources": [{**constant, "weight": 0.0}, verifier]}
+    assert problems(preflight(ppo(chains, reward=measured))) == {}
+    paid = {"sources": [constant, {**verifier, "weight": 0.0}]}
+    assert one(preflight(ppo(chains, reward=paid)), "R003", 5).severity == "error"
+
+
 def test_a_missing_reward_file(chains: Path, tmp_path: Path) -> None:
     reward = {"sources": [{"kind": "python", "path": str(tmp_path / "absent.py")}]}
     assert "does not exist" in one(preflight(ppo(chains, reward=reward)), "R001", 5).detail
