@@ -68,8 +68,8 @@ def make_model(out: Path, vocabulary: int) -> None:
 
 
 def make_data(model: Path, out: Path, rows: int = 256) -> None:
-    """sft.jsonl {"prompt", "response"}, pref.jsonl {"prompt", "chosen", "rejected"}, both of mean length about 142 tokens
-    a conversation, and prompts.jsonl {"prompt"}."""
+    """sft.jsonl {"prompt", "response"}, pref.jsonl {"prompt", "chosen", "rejected"}, conversations of about 142 tokens,
+    and prompts.jsonl {"prompt"}."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))

@@ -2,9 +2,9 @@
 
     python recipes/stories/pairs.py MODEL OUT
 
-samples SAMPLES stories a prompt from the story model and writes OUT/pairs.jsonl and OUT/pairs_eval.jsonl: two stories for
-one prompt, chosen the one with the larger share of spoken words (speech.py). Neither the recipes nor the reward model
-are told what the reader likes. A function of MODEL alone on one machine.
+samples SAMPLES stories a prompt from the story model and writes OUT/pairs.jsonl and OUT/pairs_eval.jsonl: two stories
+for one prompt, chosen the one with the larger share of spoken words (speech.py). Neither the recipes nor the reward
+model are told what the reader likes. A function of MODEL alone on one machine.
 """
 
 import argparse
@@ -30,7 +30,10 @@ def sample(model, tokenizer, prompts):
     stories = []
     for prompt in prompts:
         ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=False
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=False,
         )
         out = model.generate(
             ids,

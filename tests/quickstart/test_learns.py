@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,37 +19,46 @@ def environment(repo: Path) -> dict[str, str]:
     return {**keep, "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(repo)}
 
 
+def ends(run: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """The first and the last evaluation of a run."""
+    evaluations = [row for row in metrics(run) if "eval/accuracy" in row]
+    return evaluations[0], evaluations[-1]
+
+
 def metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_quickstart(repo: Path, tmp_path: Path) -> None:
-    """The demonstrations teach about 23 %; the reward alone adds at least 40 points, and the steps are right too."""
-    done = subprocess.run(
-        ["sh", str(repo / "recipes/quickstart/run.sh"), str(tmp_path / "out")],
-        cwd=repo,
-        env=environment(repo),
-        capture_output=True,
-        text=True,
-    )
+    """The demonstrations teach about 23 %; the verifier's reward alone adds at least 40 points, and the steps are right
+    too. A reward model learned from pairs adds at least 10 to a policy of another vocabulary and template."""
+
+    def quickstart() -> subprocess.CompletedProcess[str]:
+        command = ["sh", str(repo / "recipes/quickstart/run.sh"), str(tmp_path / "out")]
+        return subprocess.run(command, cwd=repo, env=environment(repo), capture_output=True, text=True)
+
+    done = quickstart()
     assert done.returncode == 0, done.stderr[-2000:]
-    header, sft, ppo = done.stdout.splitlines()[-3:]
+    header, *rows = done.stdout.splitlines()[-6:]
     assert header.startswith("stage")
-    assert (sft.split()[:2], ppo.split()[:2]) == (["sft", "done"], ["ppo", "done"])
-    evaluations = [row for row in metrics(tmp_path / "out/ppo") if "eval/accuracy" in row]
-    before, after = evaluations[0], evaluations[-1]
+    assert [row.split()[:2] for row in rows] == [
+        [task, "done"] for task in ("sft", "ppo", "rm", "sft", "ppo")
+    ]
+    before, after = ends(tmp_path / "out/ppo")
     assert 0.1 < before["eval/accuracy"] < 0.4
     assert after["eval/accuracy"] - before["eval/accuracy"] >= 0.4
     assert after["eval/path_accuracy"] - before["eval/path_accuracy"] >= 0.4
-    again = subprocess.run(
-        ["sh", str(repo / "recipes/quickstart/run.sh"), str(tmp_path / "out")],
-        cwd=repo,
-        env=environment(repo),
-        capture_output=True,
-        text=True,
-    )
-    assert (again.returncode, again.stdout.splitlines()[-3:]) == (0, [header, sft, ppo])
-    assert "is done at step" in again.stderr
+    before, after = ends(tmp_path / "out/rm")
+    assert (before["eval/accuracy"], after["eval/length_accuracy"]) == (0.5, 0.5)
+    assert after["eval/accuracy"] >= 0.8
+    before, after = ends(tmp_path / "out/served-rm")
+    assert after["eval/accuracy"] - before["eval/accuracy"] >= 0.1
+    url = urlsplit((tmp_path / "out/serve-rm.url").read_text().strip())
+    with socket.socket() as client:
+        assert client.connect_ex((url.hostname, url.port)) != 0  # the service ended with the script
+    again = quickstart()
+    assert (again.returncode, again.stdout.splitlines()[-6:]) == (0, [header, *rows])
+    assert again.stderr.count("is done at step") == 5
 
 
 def test_stories(repo: Path, shared: Path, tmp_path: Path) -> None:
@@ -71,3 +82,31 @@ def test_stories(repo: Path, shared: Path, tmp_path: Path) -> None:
         not (tmp_path / "ppo/quarantine.jsonl").exists()
         or not (tmp_path / "ppo/quarantine.jsonl").read_text()
     )
+
+
+def test_stories_against_a_learned_reward(repo: Path, shared: Path, tmp_path: Path) -> None:
+    """A reader's taste, learned from pairs: ppo raises what the reader likes, not only the reward, and the stories
+    neither grow nor repeat themselves."""
+    model = f"policy.path={shared / 'models/stories260k'}"
+
+    def run(*command: str) -> None:
+        done = subprocess.run(command, cwd=tmp_path, env=environment(repo), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    run(
+        sys.executable, str(repo / "recipes/stories/pairs.py"), str(shared / "models/stories260k"), ".stories"
+    )
+    run("rlhfctl", "rm", "stories/rm", model, "--run-dir", ".stories/rm")
+    run("rlhfctl", "ppo", "stories/against-rm", model, "--run-dir", ".stories/against-rm")
+    _, after = ends(tmp_path / ".stories/rm")
+    assert after["eval/accuracy"] >= 0.9 > 0.6 > after["eval/length_accuracy"]
+    rows = metrics(tmp_path / ".stories/against-rm")
+    first, last = rows[0], rows[-3:]
+
+    def mean(key: str) -> float:
+        return sum(row[key] for row in last) / len(last)
+
+    assert mean("reward/mean") - first["reward/mean"] > 0.2
+    assert mean("reward/spoken") - first["reward/spoken"] > 0.15
+    assert mean("reward/words") < 1.3 * first["reward/words"]
+    assert mean("reward/different_words") > first["reward/different_words"] - 0.15
