@@ -11,8 +11,8 @@ from rlhfctl.rewards.build import Source
 from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.rewards.sample import reward_sample
 from rlhfctl.rewards.score import score_samples
+from rlhfctl.rollout.delimiters import Delimiters
 from rlhfctl.rollout.types import Rollout
-from rlhfctl.search.steps import split_text
 from rlhfctl.templates.encode import ChatEncoder
 
 
@@ -46,7 +46,7 @@ class Answer:
 class Judge:
     """delimiters: what ends a step."""
 
-    def __init__(self, sources: list[Source], encoder: ChatEncoder, delimiters: tuple[str, ...]) -> None:
+    def __init__(self, sources: list[Source], encoder: ChatEncoder, delimiters: Delimiters) -> None:
         self.sources, self.encoder, self.delimiters = sources, encoder, delimiters
 
     def __call__(self, prompts: Sequence[PromptRow], rollouts: Sequence[Rollout]) -> list[Answer]:
@@ -77,7 +77,7 @@ class Judge:
             tokens=len(rollout.response_ids),
             truncated=rollout.finish != "stop",
             logprob=float(rollout.logprobs.sum()),
-            steps=len(split_text(text, self.delimiters)),
+            steps=len(self.delimiters.split(text)),
         )
 
     def _fill(self, answer: Answer, outcomes: list[Outcome]) -> None:

@@ -10,7 +10,7 @@ from transformers.utils import logging
 from rlhfctl.data.encode import PromptRow, encode_prompts
 from rlhfctl.data.load import load_samples
 from rlhfctl.errors import Refused, UsageError
-from rlhfctl.evaluation import collect, compare, measures, overlap, results
+from rlhfctl.evaluation import collect, compare, guided, measures, overlap, results
 from rlhfctl.evaluation.answers import Answer, Judge
 from rlhfctl.evaluation.estimates import Estimate
 from rlhfctl.evaluation.settings import Settings
@@ -18,6 +18,7 @@ from rlhfctl.evaluation.subject import Subject, open_subject
 from rlhfctl.models.load import config_of, load_causal_lm
 from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.rewards.build import build_sources
+from rlhfctl.rollout.delimiters import Delimiters
 from rlhfctl.rollout.engine import build_engine
 from rlhfctl.rollout.types import Request, Rollout, Sampling
 from rlhfctl.templates.encode import ChatEncoder
@@ -66,7 +67,11 @@ class Answerer:
     def __init__(self, subject: Subject, settings: Settings, say: Say) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder: ChatEncoder = policy_encoder(subject.policy, say)
+        self.tokenizer = str(subject.policy.tokenizer or subject.policy.path)
         self.policy = load_causal_lm(subject.policy, self.device, settings.seed)
+        self.delimiters = Delimiters(
+            settings.ends, lambda ids: str(self.encoder.tokenizer.decode(ids, skip_special_tokens=False))
+        )
         self.spec, self.seed = subject.rollout, settings.seed
         self.longest_prompt: int | None = None
         context: int | None = getattr(config_of(self.policy), "max_position_embeddings", None)
@@ -129,7 +134,7 @@ def evaluate(settings: Settings, say: Say) -> Result:
         )
     sources = build_sources(subject.reward, answerer.encoder)
     try:
-        judge = Judge(sources, answerer.encoder, settings.ends)
+        judge = Judge(sources, answerer.encoder, answerer.delimiters)
         rows = _answer(settings, answerer, judge, prompts, say)
     finally:
         for source in sources:
@@ -176,4 +181,6 @@ def _answer(
         sampled = judge(repeated, answerer.sample(prompts, n))
         for place, row in enumerate(rows):
             row.samples = sampled[place * n : (place + 1) * n]
+    if settings.value_model or settings.reward_model:
+        guided.choose(settings, answerer, judge, rows, say)
     return rows

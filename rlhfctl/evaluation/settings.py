@@ -7,7 +7,6 @@ from typing import get_args
 from rlhfctl.errors import UsageError
 from rlhfctl.recipe.sections import Rollout
 
-BUILT = ("greedy", "sample")
 ENGINES = get_args(Rollout.model_fields["engine"].annotation)
 SEARCHES = ("greedy", "sample", "best-of-n", "beam")
 
@@ -47,13 +46,13 @@ class Settings:
             raise UsageError(f"--search {self.search}: give {', '.join(SEARCHES)}")
         if self.engine not in ENGINES:
             raise UsageError(f"--engine {self.engine}: give {' or '.join(ENGINES)}")
-        if self.search not in BUILT:
-            raise UsageError(
-                f"--search {self.search} is not built yet: this version has {' and '.join(BUILT)}"
-            )
+        if self.search == "beam" and self.value_model is None:
+            raise UsageError("--search beam is guided by a value: give --value-model DIR")
+        if self.search == "best-of-n" and not (self.value_model or self.reward_model):
+            raise UsageError("--search best-of-n ranks samples: give --value-model DIR or --reward-model DIR")
         guided = self.search in ("best-of-n", "beam")
         for given, wanted, why in (
-            (self.value_model, guided, "--value-model guides --search best-of-n or beam"),
+            (self.value_model, self.search != "greedy", "--value-model is for --search sample, best-of-n or beam"),
             (self.reward_model, self.search == "best-of-n", "--reward-model ranks the samples of --search best-of-n"),
             (self.alpha, guided, "--alpha weighs log-probabilities in --search best-of-n or beam"),
             (self.trees, self.search == "beam", "--save-trees keeps the candidates of --search beam"),

@@ -132,6 +132,7 @@ def _generate_batch(
     tokens = torch.zeros(len(places), sampling.max_new_tokens, dtype=torch.long, device=device)
     logprobs = torch.zeros(len(places), sampling.max_new_tokens, device=device)
     produced = torch.full((len(places),), sampling.max_new_tokens, device=device)
+    delimited = torch.zeros(len(places), dtype=torch.bool, device=device)
     stopped = torch.zeros(len(places), dtype=torch.bool, device=device)
 
     for step in range(sampling.max_new_tokens):
@@ -139,9 +140,15 @@ def _generate_batch(
         picked, picked_logprobs = draw(product(hidden, weight), uniform, temperature, sampling.top_p)
         tokens[live, step], logprobs[live, step] = picked, picked_logprobs
         ended = torch.isin(picked, stops)
+        if sampling.delimiters is not None:
+            going_on = (~ended).nonzero().squeeze(1).tolist()
+            so_far = tokens[live, : step + 1].tolist()
+            cut = [row for row in going_on if sampling.delimiters.end(so_far[row])]
+            delimited[live[cut]] = True
+            ended[cut] = True
         if bool(ended.any()):
             produced[live[ended]] = step + 1
-            stopped[live[ended]] = True
+            stopped[live[ended]] = ~delimited[live[ended]]
             going = (~ended).nonzero().squeeze(1)
             if len(going) == 0:
                 break
@@ -155,14 +162,14 @@ def _generate_batch(
         cache.filled += 1
         position = position + 1
 
-    counts, ended_rows = produced.tolist(), stopped.tolist()
+    counts, ended_rows, cut_rows = produced.tolist(), stopped.tolist(), delimited.tolist()
     return {
         place: Rollout(
             index=requests[place].index,
             prompt_ids=requests[place].prompt_ids,
             response_ids=tokens[row, : counts[row]].tolist(),
             logprobs=logprobs[row, : counts[row]].cpu(),
-            finish="stop" if ended_rows[row] else "length",
+            finish="stop" if ended_rows[row] else "delimiter" if cut_rows[row] else "length",
         )
         for row, place in enumerate(places)
     }

@@ -5,6 +5,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from rlhfctl.rollout.delimiters import Delimiters
+
 
 @dataclass(slots=True)
 class Request:
@@ -26,12 +28,13 @@ class Rollout:
     prompt_ids: list[int]
     response_ids: list[int]
     logprobs: Tensor
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "delimiter"]
 
 
 @dataclass(slots=True)
 class Sampling:
-    """temperature 0 is greedy. seed and step select the random numbers."""
+    """temperature 0 is greedy. seed and step select the random numbers. delimiters: a response also ends with the token
+    that completes one (finish "delimiter")."""
 
     max_new_tokens: int
     temperature: float
@@ -40,3 +43,4 @@ class Sampling:
     seed: int
     step: int
     max_batch_tokens: int
+    delimiters: Delimiters | None = None

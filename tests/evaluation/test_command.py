@@ -103,8 +103,11 @@ def test_prompts_that_were_trained_on_are_counted(
         (("RUN", "--verifier", "chain"), 2, "--verifier chain: give chain_answer or math_answer"),
         (("RUN", "--search", "bean"), 2, "--search bean: give greedy, sample, best-of-n, beam"),
         (("RUN", "--engine", "sglang"), 2, "--engine sglang: give hf"),
+        (("RUN", "--search", "beam"), 2, "--search beam is guided by a value: give --value-model DIR"),
+        (("RUN", "--search", "best-of-n"), 2, "ranks samples: give --value-model DIR or --reward-model DIR"),
+        (("RUN", "--search", "beam", "--value-model", "RUN/final"), 5, "is not a value model"),
         (("RUN", "-n", "4"), 2, "-n is for --search sample, best-of-n or beam"),
-        (("RUN", "--value-model", "x"), 2, "--value-model guides --search best-of-n or beam"),
+        (("RUN", "--value-model", "x"), 2, "--value-model is for --search sample, best-of-n or beam"),
         (
             ("RUN", "--search", "sample", "--balance", "2"),
             2,
@@ -161,3 +164,43 @@ def test_an_unfinished_run_and_a_reward_model_run(
     (tmp_path / "recipe.yaml").write_text(dump(load_recipe("quickstart/rm").recipe))
     told, _ = evaluate(str(tmp_path))
     assert "a reward model writes no answers" in told["message"]
+
+
+def test_a_value_model_guides_and_is_measured(
+    finished_run: Path, chains: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    import torch
+
+    from rlhfctl.models.load import backbone, load_causal_lm
+    from rlhfctl.models.value_model import save_value_model
+    from rlhfctl.recipe.sections import Policy
+
+    policy = Policy(path=str(finished_run / "final"))
+    trunk = backbone(load_causal_lm(policy, torch.device("cpu"), 0))
+    head = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    save_value_model(tmp_path / "value", trunk, head, policy, {"link": "logistic", "alpha": 0.5})
+    words = (str(finished_run), "--limit", "12", "--value-model", str(tmp_path / "value"))
+    told, err = evaluate(*words, "--search", "beam", "-n", "8", "--save-trees", str(tmp_path / "trees.jsonl"))
+    assert (told["exit_code"], told["method"]) == (0, "beam_8"), told
+    assert "beams of 8, score V + 0.5 log pi" in err
+    assert {"accuracy/beam_8", "value/auc", "value/calibration_error"} <= set(told["metrics"])
+    assert told["differences"]["accuracy beam_8 - greedy"]["n"] == 12
+    trees = [json.loads(line) for line in (tmp_path / "trees.jsonl").read_text().splitlines()]
+    for tree in trees:
+        for node in tree["nodes"]:
+            assert node["score"] == pytest.approx(node["value"] + 0.5 * node["logprob"])
+    told, _ = evaluate(
+        *words, "--search", "best-of-n", "-n", "3", "--alpha", "0", "--out", str(tmp_path / "out")
+    )
+    assert told["method"] == "best_of_3"
+    for line in (tmp_path / "out/results.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert row["chosen"]["score"] == max(answer["score"] for answer in row["samples"])
+    told, _ = evaluate(*words, "--search", "beam", "--delimiter", "#######")
+    assert told["exit_code"] == 5
+    assert "holds the delimiter '#######'" in told["message"]
+    other = tmp_path / "value/tokenizer.json"
+    other.write_text(other.read_text().replace('"+"', '"&"'))
+    told, _ = evaluate(*words, "--search", "beam")
+    assert told["exit_code"] == 5
+    assert "another vocabulary" in told["message"]

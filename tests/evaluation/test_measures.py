@@ -13,6 +13,7 @@ from rlhfctl.evaluation.run import Row, State
 from rlhfctl.evaluation.settings import Settings
 from rlhfctl.evaluation.subject import verifier_source
 from rlhfctl.rewards.verifiers import VerifierReward
+from rlhfctl.rollout.delimiters import Delimiters
 from rlhfctl.rollout.types import Rollout
 from rlhfctl.templates.encode import ChatEncoder
 
@@ -37,9 +38,11 @@ def judged(encoder: ChatEncoder, texts: list[str], cut: tuple[int, ...] = ()) ->
         ids = encoder.encode_text(text) + ([] if index in cut else [encoder.stop_ids[0]])
         finish = "length" if index in cut else "stop"
         rollouts.append(Rollout(index, prompt.ids, ids, torch.full((len(ids),), -0.5), finish))  # type: ignore[arg-type]
-    answers = Judge([VerifierReward(verifier_source("chain_answer"))], encoder, ("\n",))(
-        [prompt] * len(texts), rollouts
-    )
+    answers = Judge(
+        [VerifierReward(verifier_source("chain_answer"))],
+        encoder,
+        Delimiters(["\n"], encoder.tokenizer.decode),
+    )([prompt] * len(texts), rollouts)
     return Row(prompt, answers[0], answers)
 
 
