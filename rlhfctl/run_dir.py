@@ -205,6 +205,12 @@ class RunDir:
         kept = [path for path in self._complete_checkpoints() if self.checkpoint_step(path) <= step]
         return kept[-1] if kept else None
 
+    def commit_value_model(self, write: Callable[[Path], None]) -> Path:
+        """Write value_model/ whole or not at all, beside final/."""
+        target = self.path / "value_model"
+        self._commit(target, write, "the value model", "the last checkpoint is kept")
+        return target
+
     def prune_checkpoints(self, keep: int) -> None:
         """Remove all but the newest `keep` complete checkpoints, and any incomplete one."""
         complete = self._complete_checkpoints()

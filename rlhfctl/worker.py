@@ -33,6 +33,7 @@ TRAINERS = {
     "sft": "rlhfctl.trainers.sft",
     "rm": "rlhfctl.trainers.reward_model",
     "ppo": "rlhfctl.trainers.ppo",
+    "oreo": "rlhfctl.trainers.oreo",
 }
 
 # mallopt parameters (malloc.h): large tensors come from the heap and stay there, which saves the page faults of

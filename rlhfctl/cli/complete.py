@@ -19,7 +19,7 @@ VALUES = {
     "--engine": ("hf",),
     "--match": ("exact", "normalised", "fuzzy"),
 }
-TRAINING = ("sft", "rm", "ppo")
+TRAINING = ("sft", "rm", "ppo", "oreo")
 SPECIAL = re.compile(r"""([\s'"\\$&;|<>()*?\[\]{}!#`~])""")
 
 

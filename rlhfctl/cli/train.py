@@ -110,6 +110,33 @@ def ppo(
     return train(ctx.obj, "ppo", recipe, overrides or [], run_dir, resume, dry_run)
 
 
+def oreo(
+    ctx: typer.Context,
+    recipe: RecipeArgument = None,
+    overrides: OverridesArgument = None,
+    run_dir: RunDirOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Offline reasoning optimisation from scored answers.
+
+    \b
+    RECIPE     a path, - for stdin, or a shipped name (rlhfctl recipes)
+    KEY=VALUE  a change of a recipe key: optim.lr=1e-5 data.train.0.path=f.jsonl
+
+    \b
+    Examples:
+      rlhfctl oreo my.yaml policy.path=runs/a/final
+      rlhfctl oreo my.yaml algorithm.level=step algorithm.beta=0.05
+      rlhfctl oreo my.yaml --dry-run --json
+      rlhfctl oreo --resume --run-dir runs/d
+    """
+    return train(ctx.obj, "oreo", recipe, overrides or [], run_dir, resume, dry_run)
+
+
 def train(
     console: Console,
     task: str,

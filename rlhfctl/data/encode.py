@@ -81,7 +81,7 @@ def tools_of(sample: Sample) -> list[dict[str, Any]] | None:
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
-def _refuser(error: Exception) -> str:
+def refuser(error: Exception) -> str:
     """What could not take a row; anything else is a bug and is raised again."""
     if isinstance(error, TemplateError):
         return TEMPLATE
@@ -103,7 +103,7 @@ def encode_sft(
         try:
             ids, mask = encoder.encode_conversation(sample.conversation(), train_on, tools_of(sample))
         except Exception as error:
-            report.drop(_refuser(error), sample, str(error))
+            report.drop(refuser(error), sample, str(error))
             continue
         if len(ids) > max_length:
             report.drop(TOO_LONG, sample, f"{len(ids)} tokens")
@@ -130,7 +130,7 @@ def encode_prompts(
         try:
             ids = encoder.encode_prompt(prompt, tools_of(sample))
         except Exception as error:
-            report.drop(_refuser(error), sample, str(error))
+            report.drop(refuser(error), sample, str(error))
             continue
         if max_prompt_length is not None and len(ids) > max_prompt_length:
             report.drop(TOO_LONG, sample, f"{len(ids)} tokens")

@@ -121,10 +121,16 @@ def _trajectory(rest: Row, separator: str) -> Judged:
         raise BadRow(f"has no answer (looked for {', '.join(RESPONSE_COLUMNS)}, steps)")
     if not prompt:
         raise BadRow("has no prompt before the answer")
-    if steps is not None and separator.join(steps) != response:
+    unmatched = steps is not None and separator.join(steps) != response
+    if unmatched:
         steps = None  # the answer is what counts; its parts are not found in it
     label = rest.pop("label", None)
-    return prompt, response, label, Judgement(reward=reward, steps=steps, separator=separator)
+    return (
+        prompt,
+        response,
+        label,
+        Judgement(reward=reward, steps=steps, separator=separator, unmatched=unmatched),
+    )
 
 
 def _prompt(rest: Row) -> list[Message]:

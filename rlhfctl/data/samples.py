@@ -44,7 +44,7 @@ class Judgement:
 
     rejected: the whole conversation that lost against this one, by `margin`. reward: what the response is worth.
     steps: the response in parts, `separator` between them; step_labels: 1 right, 0 wrong, between: a probability, None:
-    not labelled; one for each step.
+    not labelled; one for each step. unmatched: the row holds steps that do not rebuild its response.
     """
 
     rejected: list[Message] | None = None
@@ -53,6 +53,7 @@ class Judgement:
     steps: list[str] | None = None
     step_labels: list[float | None] | None = None
     separator: str = "\n"
+    unmatched: bool = False
 
 
 def content_id(content: Any) -> str:

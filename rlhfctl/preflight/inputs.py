@@ -17,6 +17,7 @@ from rlhfctl.recipe.sections import ModelSource, Rollout, VerifierSource
 if TYPE_CHECKING:
     from rlhfctl.data.encode import DropReport, PromptRow, SftRow
     from rlhfctl.data.encode_judged import JudgedRow
+    from rlhfctl.data.encode_offline import OfflineRow
     from rlhfctl.data.load import Loaded
     from rlhfctl.data.samples import Sample
     from rlhfctl.recipe.tasks import AnyRecipe
@@ -35,7 +36,7 @@ class NotThere(Exception):
 class Encoded:
     """rows: what would be trained on or answered; every: one row in so many was looked at."""
 
-    rows: "list[SftRow] | list[PromptRow] | list[JudgedRow]"
+    rows: "list[SftRow] | list[PromptRow] | list[JudgedRow] | list[OfflineRow]"
     report: "DropReport"
     every: int
 
@@ -122,7 +123,7 @@ class Inputs:
             from rlhfctl.data.load import load_samples
 
             sources = getattr(self.recipe.data, split)
-            return load_samples(sources, self.recipe.data.max_bad_rows, judged=self.recipe.task == "rm")
+            return load_samples(sources, self.recipe.data.max_bad_rows, judged=self.judged(split))
 
         return self.once(f"data.{split}", read)
 
@@ -150,10 +151,21 @@ class Inputs:
                     wanted_of(self.recipe.algorithm),
                 )
                 return Encoded(judged, report, every)
+            if self.recipe.task == "oreo":
+                from rlhfctl.data.encode_offline import encode_offline
+
+                offline, report = encode_offline(
+                    chosen, self.encoder, data.max_length, data.train_on, self.recipe.algorithm
+                )
+                return Encoded(offline, report, every)
             rows, report = encode_sft(chosen, self.encoder, data.max_length, data.train_on)
             return Encoded(rows, report, every)
 
         return self.once(f"the encoded rows of data.{split}", read)
+
+    def judged(self, split: str) -> bool:
+        """Whether this split's rows are read with their judgement."""
+        return self.recipe.task == "rm" or (self.recipe.task == "oreo" and split == "train")
 
     def answered(self, split: str) -> bool:
         """Whether the policy answers this split's prompts (else it is trained or measured on its responses)."""
@@ -163,7 +175,7 @@ class Inputs:
     def rollout(self) -> Rollout:
         """How prompts are answered, in training or in evaluation."""
         recipe = self.recipe
-        rollout = recipe.evaluation_rollout() if recipe.task == "sft" else recipe.rollout
+        rollout = recipe.evaluation_rollout() if recipe.task in ("sft", "oreo") else recipe.rollout
         assert rollout is not None  # rm answers nothing
         return rollout
 

@@ -6,7 +6,7 @@ A key at its default is never reported, so a resolved recipe, which spells out e
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhfctl.recipe.tasks import PpoRecipe, RmRecipe
+    from rlhfctl.recipe.tasks import OreoRecipe, PpoRecipe, RmRecipe
 
 
 def ignored_keys(recipe: "PpoRecipe") -> list[str]:
@@ -106,6 +106,26 @@ def ignored_keys_of_rm(recipe: "RmRecipe") -> list[str]:
             "data step_separator is ignored in rows without steps: it belongs to stepwise and trajectory"
         )
     return found
+
+
+def ignored_keys_of_oreo(recipe: "OreoRecipe") -> list[str]:
+    """As ignored_keys."""
+    table: list[tuple[str, Any, str, bool, str]] = [
+        (
+            "algorithm",
+            recipe.algorithm,
+            "step_delimiters",
+            recipe.algorithm.level == "step",
+            "algorithm.level step",
+        ),
+        ("train", recipe.train, "samples_every", False, "ppo"),
+        ("train", recipe.train, "samples_per_step", False, "ppo"),
+    ]
+    return [
+        f"{section}.{key} is ignored here: it belongs to {owner}"
+        for section, values, key, used, owner in table
+        if not used and getattr(values, key) != type(values).model_fields[key].default
+    ]
 
 
 def has_steps(format: str) -> bool:

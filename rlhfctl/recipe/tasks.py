@@ -6,13 +6,14 @@ from pydantic import Field, model_validator
 
 from rlhfctl.recipe import token_rewards
 from rlhfctl.recipe.guard import Guard
-from rlhfctl.recipe.ignored import ignored_keys, ignored_keys_of_rm
+from rlhfctl.recipe.ignored import ignored_keys, ignored_keys_of_oreo, ignored_keys_of_rm
 from rlhfctl.recipe.sections import (
     Algorithm,
     Data,
     ImplicitPrm,
     Launch,
     NonNegative,
+    OfflineReasoning,
     Optim,
     Policy,
     Reward,
@@ -136,9 +137,52 @@ class PpoRecipe(Recipe):
         return self
 
 
-TASKS: dict[str, type[SftRecipe] | type[RmRecipe] | type[PpoRecipe]] = {
+class OreoRecipe(Recipe):
+    task: Literal["oreo"] = Field(description="offline reasoning optimisation from scored trajectories")
+    reference: str | None = Field(
+        None, description="frozen reference model directory; default: the policy as it starts"
+    )
+    value_model: ValueModel = Field(default_factory=ValueModel)
+    algorithm: OfflineReasoning = Field(default_factory=OfflineReasoning)
+    reward: Reward | None = Field(
+        None, description="evaluation only: greedy answers to data.eval are scored by it"
+    )
+    rollout: Rollout | None = Field(None, description="evaluation only: how those answers are generated")
+
+    @model_validator(mode="after")
+    def sections_agree(self) -> Self:
+        if (self.reward is None) != (not self.data.eval):
+            raise ValueError("oreo evaluates answers to data.eval by reward: give both, or neither")
+        if self.rollout is not None and self.reward is None:
+            raise ValueError(
+                "rollout in an oreo recipe is for evaluation by a reward: add reward, or remove rollout"
+            )
+        if self.value_model.shared_trunk or self.value_model.init == "reward_model":
+            raise ValueError(
+                "oreo trains a value model of its own: value_model.shared_trunk and init: reward_model are for ppo"
+            )
+        algorithm, steps = self.algorithm, self.train.steps
+        if algorithm.reward_range[0] >= algorithm.reward_range[1] or algorithm.right <= algorithm.wrong:
+            raise ValueError(
+                "algorithm.reward_range must be [low, high], and algorithm.right above algorithm.wrong"
+            )
+        if steps is not None and algorithm.value_warmup_steps >= steps:
+            raise ValueError(
+                f"algorithm.value_warmup_steps ({algorithm.value_warmup_steps}) leaves no step for the policy: "
+                f"train.steps is {steps}"
+            )
+        if ignored := ignored_keys_of_oreo(self):
+            raise ValueError("\n".join(ignored))
+        return self
+
+    def evaluation_rollout(self) -> Rollout:
+        return self.rollout or Rollout()
+
+
+TASKS: dict[str, type[SftRecipe] | type[RmRecipe] | type[PpoRecipe] | type[OreoRecipe]] = {
     "sft": SftRecipe,
     "rm": RmRecipe,
     "ppo": PpoRecipe,
+    "oreo": OreoRecipe,
 }
-AnyRecipe = SftRecipe | RmRecipe | PpoRecipe
+AnyRecipe = SftRecipe | RmRecipe | PpoRecipe | OreoRecipe

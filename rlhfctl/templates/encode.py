@@ -119,7 +119,7 @@ class ChatEncoder:
         and the response counts as response."""
         text, spans = self.spans(messages, train_on, tools)
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        return list(encoding.ids), _mask(encoding.offsets, spans)
+        return list(encoding.ids), mask_of(encoding.offsets, spans)
 
     def spans(
         self, messages: Sequence[Message], train_on: TrainOn | str = "all_assistant", tools: Tools = None
@@ -139,7 +139,7 @@ class ChatEncoder:
         return str(self.tokenizer.decode(list(ids[:end]), skip_special_tokens=False))
 
 
-def _mask(offsets: Sequence[Span], spans: Sequence[Span]) -> list[int]:
+def mask_of(offsets: Sequence[Span], spans: Sequence[Span]) -> list[int]:
     """1 for each token with a character inside a span. Characters that a tokenizer leaves out of its offsets (trimmed
     spaces, whitespace swallowed by a marker) belong to the token after them."""
     mask = [0] * len(offsets)

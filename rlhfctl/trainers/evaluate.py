@@ -9,7 +9,7 @@ from rlhfctl.models.head import weighted_nll
 from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors
 from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
-from rlhfctl.recipe.tasks import PpoRecipe, SftRecipe
+from rlhfctl.recipe.tasks import OreoRecipe, PpoRecipe, SftRecipe
 from rlhfctl.rewards.build import Source, build_sources
 from rlhfctl.rewards.sample import reward_sample
 from rlhfctl.rewards.score import score_samples
@@ -28,7 +28,7 @@ class Evaluator:
 
     def __init__(self, ctx: RunContext, encoder: ChatEncoder, sources: list[Source] | None = None) -> None:
         recipe = ctx.recipe
-        assert isinstance(recipe, SftRecipe | PpoRecipe)
+        assert isinstance(recipe, SftRecipe | PpoRecipe | OreoRecipe)
         self.ctx, self.encoder, self.recipe = ctx, encoder, recipe
         self.wanted = bool(recipe.data.eval)
         self.answers = self.wanted and recipe.reward is not None
@@ -38,7 +38,7 @@ class Evaluator:
             if sources is None:
                 sources = build_sources(recipe.reward, encoder, recipe.template)
             self.sources = sources
-            rollout = recipe.evaluation_rollout() if isinstance(recipe, SftRecipe) else recipe.rollout
+            rollout = recipe.rollout if isinstance(recipe, PpoRecipe) else recipe.evaluation_rollout()
             self.sampling = Sampling(
                 rollout.max_new_tokens, 0.0, 1.0, encoder.stop_ids, 0, 0, rollout.max_batch_tokens
             )

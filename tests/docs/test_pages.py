@@ -10,7 +10,7 @@ from rlhfctl.recipe import sections
 PPO_SECTIONS = [sections.Algorithm, sections.Rollout, sections.ValueModel, sections.Shaping]
 SFT_SECTIONS = [sections.Data, sections.Train, sections.Optim]
 METRIC = re.compile(
-    r'"((?:loss|rm|reward|kl|clip|importance|advantage|value|returns|groups|length|grad_norm|eval|seconds|memory|sync)/\w+)"'
+    r'"((?:loss|rm|oreo|reward|kl|clip|importance|advantage|value|returns|groups|length|grad_norm|eval|seconds|memory|sync)/\w+)"'
 )
 
 
@@ -38,6 +38,13 @@ def test_rm_page_has_a_row_with_the_default_of_every_key(repo: Path) -> None:
     page = (repo / "docs" / "rm.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| `?([\w.]+)`? \|", page, re.MULTILINE))
     for key, field in sections.RewardModelling.model_fields.items():
+        assert rows[key] == str(field.default)
+
+
+def test_oreo_page_has_a_row_with_the_default_of_every_key(repo: Path) -> None:
+    page = (repo / "docs" / "oreo.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", page, re.MULTILINE))
+    for key, field in sections.OfflineReasoning.model_fields.items():
         assert rows[key] == str(field.default)
 
 
@@ -72,7 +79,7 @@ def test_every_metric_of_the_trainers_is_in_the_glossary(repo: Path) -> None:
 
 def test_every_file_that_the_pages_name_exists(repo: Path) -> None:
     found = 0
-    for page in ("ppo.md", "rm.md", "sft.md", "metrics.md"):
+    for page in ("ppo.md", "rm.md", "sft.md", "oreo.md", "metrics.md"):
         for name in named_in((repo / "docs" / page).read_text()):
             if re.fullmatch(
                 r"(rlhfctl/|algorithms/|models/|rewards/|trainers/|docs/|tests/)[\w/]+\.(py|md)", name

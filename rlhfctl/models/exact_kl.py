@@ -1,0 +1,68 @@
+"""Log-probabilities of the trained tokens and the exact KL to a reference, in chunks with a gradient.
+
+    kl_i = sum_v pi_i(v) * ( log pi_i(v) - log ref_i(v) )    d kl_i / d z_v = pi(v) * (log pi(v) - log ref(v) - kl)
+
+N positions, H hidden size, V vocabulary: the two [n, V] distributions of a chunk exist in float32, never all of them;
+the backward pass computes them again.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhfctl.models.head import chunk_logits, chunk_rows
+from rlhfctl.models.linear import product
+
+
+class _LogprobsAndKl(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ref_hidden: Tensor, ref_weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        ref_logprobs, kl = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        for part in _chunks(len(targets), weight.shape[0]):
+            ours = chunk_logits(hidden[part], weight, 1.0).log_softmax(1)
+            theirs = chunk_logits(ref_hidden[part], ref_weight, 1.0).log_softmax(1)
+            logprobs[part] = ours.gather(1, targets[part, None]).squeeze(1)
+            ref_logprobs[part] = theirs.gather(1, targets[part, None]).squeeze(1)
+            kl[part] = torch.linalg.vecdot(ours.exp(), ours - theirs)
+        ctx.save_for_backward(hidden, weight, targets, ref_hidden, ref_weight, kl)
+        ctx.mark_non_differentiable(ref_logprobs)
+        return logprobs, ref_logprobs, kl
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor, _: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, ref_hidden, ref_weight, kl = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for part in _chunks(len(targets), weight.shape[0]):
+            ours = chunk_logits(hidden[part], weight, 1.0).log_softmax(1)
+            theirs = chunk_logits(ref_hidden[part], ref_weight, 1.0).log_softmax(1)
+            inner = (ours - theirs - kl[part, None]) * grad_kl[part, None] - grad_logprobs[part, None]
+            grad_logits = inner.mul_(ours.exp())
+            grad_logits.scatter_add_(1, targets[part, None], grad_logprobs[part, None])
+            grad_logits = grad_logits.to(hidden.dtype)
+            grad_hidden[part] = product(grad_logits, weight.t())
+            if grad_weight is not None:
+                grad_weight += product(grad_logits.t(), hidden[part].t())
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    size = chunk_rows(vocabulary)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def logprobs_and_kl(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ref_hidden: Tensor, ref_weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log pi [N] and log ref [N] at the targets, and KL(pi || ref) [N], in nats, float32.
+
+    hidden, ref_hidden [N, H]; weight, ref_weight [V, H]; targets [N]. The reference gets no gradient.
+    """
+    found: tuple[Tensor, Tensor, Tensor] = _LogprobsAndKl.apply(
+        hidden, weight, targets, ref_hidden.detach(), ref_weight.detach()
+    )
+    return found

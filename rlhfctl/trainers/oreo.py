@@ -1,0 +1,213 @@
+"""Offline reasoning optimisation: policy and value model from scored trajectories, no rollouts."""
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rlhfctl.algorithms import oreo
+from rlhfctl.algorithms.value import explained_variance, explained_variance_sums
+from rlhfctl.models.exact_kl import logprobs_and_kl
+from rlhfctl.models.linear import shape_bucket
+from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors, load_causal_lm
+from rlhfctl.models.lora import add_lora
+from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
+from rlhfctl.models.tokenizer import policy_encoder
+from rlhfctl.models.value import Critic, load_critic
+from rlhfctl.models.value_model import refuse_other_vocabulary, save_value_model
+from rlhfctl.recipe.sections import OfflineReasoning
+from rlhfctl.recipe.tasks import OreoRecipe
+from rlhfctl.rollout.engine import HfEngine
+from rlhfctl.trainers import checkpoint
+from rlhfctl.trainers.context import RunContext
+from rlhfctl.trainers.distributed import barrier, sum_over_ranks
+from rlhfctl.trainers.evaluate import Evaluator
+from rlhfctl.trainers.logbook import Logbook, refuse_non_finite
+from rlhfctl.trainers.optimizer import Optimizer, clip_and_step
+from rlhfctl.trainers.oreo_data import OreoData, Reference, load_trajectories
+
+SUMS = (
+    "policy_loss", "value_loss", "kl_loss", "kl", "tokens", "log_ratio", "residual", "units",
+    "right", "right_count", "wrong", "wrong_count",
+    "count", "returns", "returns_squares", "errors", "errors_squares",
+)  # fmt: skip
+
+
+def train(ctx: RunContext) -> None:
+    recipe = ctx.recipe
+    assert isinstance(recipe, OreoRecipe)
+    algorithm = recipe.algorithm
+    encoder = policy_encoder(recipe.policy, ctx.say)
+    data = load_trajectories(ctx, recipe, encoder)
+    policy = load_causal_lm(recipe.policy, ctx.device, recipe.seed)
+    if recipe.value_model.init != "policy":
+        refuse_other_vocabulary(recipe.value_model.init, recipe.policy.tokenizer or str(recipe.policy.path))
+    critic = load_critic(recipe.value_model, recipe.policy, policy, ctx.device, recipe.seed, None)
+    reference = Reference(ctx, recipe, policy)
+    if recipe.policy.lora is not None:
+        add_lora(policy, recipe.policy.lora, recipe.seed)
+    reference.fill(ctx, data, algorithm.reference_cache_mb, recipe.train.tokens_per_microbatch)
+    total = recipe.train.steps or data.order.steps_for(recipe.train.epochs or 1)
+    warmup = algorithm.value_warmup_steps
+    optim = recipe.optim
+    optimizers = {
+        "policy": Optimizer(policy.named_parameters(), optim, optim.lr, max(1, total - warmup)),
+        "critic": Optimizer(critic.named_parameters(), optim, recipe.value_model.lr or optim.lr, total),
+    }
+    engine, evaluator = HfEngine(policy), Evaluator(ctx, encoder)
+
+    models: dict[str, nn.Module] = {"policy": policy, "critic": critic}
+    state = checkpoint.restore(ctx, models, optimizers) or {"step": 0, "tokens": 0}
+    start, seen = state["step"], state["tokens"]
+    logbook = Logbook(ctx, total, start)
+    if start == 0 and evaluator.wanted:
+        logbook.log(0, evaluator.run(policy, engine), force=True)
+
+    for step in range(start, total):
+        began = time.perf_counter()
+        rows = data.order.batch(step)
+        mine = split_over_ranks(rows, data.lengths, ctx.world)[ctx.rank]
+        trains = step >= warmup
+        still = reference.unmoved and not trains  # policy and reference are the same weights
+        sums = sum_over_ranks(
+            train_batch(policy, critic, reference, data, mine, len(rows), algorithm, trains, still,
+                        recipe.train.tokens_per_microbatch)
+        )  # fmt: skip
+        metrics = step_metrics(sums, data, rows)
+        for name in ("loss/policy", "loss/value"):
+            refuse_non_finite(step + 1, name, metrics[name])
+        lr = optimizers["policy"].current_lr() if trains else 0.0
+        stepped = [*(["policy"] if trains else []), "critic"]
+        norms = clip_and_step([optimizers[name] for name in stepped], optim.max_grad_norm)
+        for name, norm in zip(stepped, norms, strict=True):
+            shown = "grad_norm" if name == "policy" else "grad_norm/value"
+            refuse_non_finite(step + 1, shown, norm)
+            metrics[shown] = norm
+
+        tokens = sum(data.lengths[row] for row in rows)
+        seen += tokens
+        elapsed = time.perf_counter() - began
+        logbook.marks["train"] = elapsed
+        metrics |= {"lr": lr, "tokens": seen, "samples": len(rows), "tokens_per_second": tokens / elapsed}
+        if evaluator.due(step + 1, total):
+            with logbook.timed("eval"):
+                metrics |= evaluator.run(policy, engine)
+        logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
+
+        state = {"step": step + 1, "tokens": seen}
+        saved = checkpoint.due(recipe.train.save_every, step + 1, total)
+        if saved:
+            checkpoint.save(ctx, models, optimizers, state)
+        if step + 1 < total:
+            checkpoint.stop_if_asked(ctx, saved, models, optimizers, state)
+    logbook.close()
+    engine.close()
+    save_critic(ctx, recipe, critic)
+    checkpoint.save_final(ctx, policy)
+
+
+def train_batch(
+    policy: nn.Module,
+    critic: Critic,
+    reference: Reference,
+    data: OreoData,
+    rows: list[int],
+    batch_size: int,
+    algorithm: OfflineReasoning,
+    trains: bool,
+    still: bool,
+    budget: int,
+) -> dict[str, float]:
+    """Forward and backward of both models over this rank's rows; its part of each loss, and sums.
+
+    trains: the policy gets a gradient. V of the policy loss is the one from before this step's critic step.
+    """
+    weight = head_weight(policy)
+    device, trunk = weight.device, backbone(policy)
+    sums = dict.fromkeys(SUMS, 0.0)
+    for members in plan_packs(rows, data.lengths, budget):
+        batch = pack(members, data.ids, data.trained, device, shape_bucket(weight.dtype, device))
+        width = max(batch.counts)
+        mask = torch.arange(width, device=device)[None] < torch.tensor(batch.counts, device=device)[:, None]
+        weights = torch.full((len(members),), 1.0 / batch_size, device=device)
+        rewards = torch.tensor([data.rows[row].reward for row in members], device=device)
+        returns = rewards[:, None].expand_as(mask)  # the reward comes at the end: R_t is the same for every t
+        steps = padded(
+            torch.tensor([s for row in members for s in data.rows[row].steps], device=device), batch.counts
+        )
+
+        values = padded(critic(batch, trunk), batch.counts)
+        if still:
+            log_ratios, kl = torch.zeros_like(values), torch.zeros_like(values)
+        else:
+            ref_hidden = reference.hidden(batch)
+            with torch.set_grad_enabled(trains):
+                hidden = hidden_at_predictors(trunk, batch)
+                logprobs, ref_logprobs, kl_flat = logprobs_and_kl(
+                    hidden, weight, batch.targets, ref_hidden, reference.weight
+                )
+            log_ratios, kl = padded(logprobs - ref_logprobs, batch.counts), padded(kl_flat, batch.counts)
+        targets = oreo.value_targets(log_ratios, returns, mask, algorithm.beta)
+        starts = oreo.value_starts(algorithm.level, steps, mask)
+        value_loss = oreo.value_loss(values, targets, starts, weights)
+        value_loss.backward()
+        units = oreo.units_of(algorithm.level, steps)
+        policy_loss, found = oreo.policy_loss(
+            log_ratios, values, returns, units, mask, weights, algorithm.beta
+        )
+        kl_loss = oreo.token_mean(kl, mask, weights)
+        if trains:
+            (policy_loss + algorithm.alpha * kl_loss).backward()
+        policy_loss, value_loss, kl_loss = policy_loss.detach(), value_loss.detach(), kl_loss.detach()
+        with torch.no_grad():
+            right = torch.tensor([data.rows[row].right for row in members], device=device)[:, None] & starts
+            wrong = starts & ~right
+            part = {
+                "policy_loss": policy_loss, "value_loss": value_loss, "kl_loss": kl_loss,
+                "kl": torch.where(mask, kl, 0.0).sum(), "tokens": mask.sum(),
+                "log_ratio": torch.where(mask, log_ratios, 0.0).sum(),
+                "residual": found["absolute"], "units": found["units"],
+                "right": values[right].sum(), "right_count": right.sum(),
+                "wrong": values[wrong].sum(), "wrong_count": wrong.sum(),
+            } | explained_variance_sums(values.detach(), targets, starts)  # fmt: skip
+        for name, value in part.items():
+            sums[name] += float(value)
+    return sums
+
+
+def padded(flat: Tensor, counts: list[int]) -> Tensor:
+    """[N] -> [B, T], zeros behind."""
+    return torch.nn.utils.rnn.pad_sequence(flat.split(counts), batch_first=True)
+
+
+def step_metrics(sums: dict[str, float], data: OreoData, rows: list[int]) -> dict[str, float]:
+    metrics = {
+        "loss/policy": sums["policy_loss"],
+        "loss/value": sums["value_loss"],
+        "loss/kl": sums["kl_loss"],
+        "kl/exact": sums["kl"] / sums["tokens"],
+        "kl/data": sums["log_ratio"] / sums["tokens"],
+        "oreo/residual": sums["residual"] / sums["units"],
+        "value/mean": (sums["right"] + sums["wrong"]) / sums["count"],
+        "value/explained_variance": explained_variance(sums),
+        "reward/mean": sum(data.rows[row].reward for row in rows) / len(rows),
+    }
+    for side in ("right", "wrong"):
+        if sums[f"{side}_count"]:
+            metrics[f"value/{side}"] = sums[side] / sums[f"{side}_count"]
+    return metrics
+
+
+def save_critic(ctx: RunContext, recipe: OreoRecipe, critic: Critic) -> None:
+    """RUN/value_model/: what search guided by V loads."""
+    if ctx.rank == 0:
+        trunk = critic.trunk
+        assert trunk is not None  # the recipe refuses a shared trunk
+        facts = {"level": recipe.algorithm.level, "beta": recipe.algorithm.beta}
+
+        def write(directory: Path) -> None:
+            save_value_model(directory, trunk, critic.head.weight, recipe.policy, facts)
+
+        ctx.run.commit_value_model(write)
+    barrier()
