@@ -222,7 +222,7 @@ def test_overrides_reach_every_kind_of_key(recipe_file: Write) -> None:
         ("deepspeed.zero_stage=2", "deepspeed is not built yet"),
         ("policy.quantization=none", "policy.quantization is not built yet"),
         ("tracking={wandb: x}", "tracking is not built yet"),
-        ("algorithm.kl_coef=1", "algorithm is for rm, ppo and oreo, and this is a recipe of sft"),
+        ("algorithm.kl_coef=1", "algorithm is for rm and ppo and oreo, and this is a recipe of sft"),
         ("launch.launcher=deepspeed", "launch.launcher deepspeed is not built yet"),
         ("train.epochs=2", "give either train.steps or train.epochs (the other one null)"),
     ],
