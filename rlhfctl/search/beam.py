@@ -145,20 +145,26 @@ def _continue(
     step = replace(sampling, max_new_tokens=room, delimiters=delimiters, step=sampling.step + 1 + depth)
     rollouts = engine.generate(requests, step)
     return [
-        _grown(rollout, origin, sampling.max_new_tokens, depth)
+        _grown(rollout, origin, sampling.max_new_tokens, depth, delimiters)
         for rollout, origin in zip(rollouts, origins, strict=True)
     ]
 
 
 def _grown(
-    rollout: Rollout, origin: tuple[int, int | None, list[int], float], longest: int, depth: int
+    rollout: Rollout,
+    origin: tuple[int, int | None, list[int], float],
+    longest: int,
+    depth: int,
+    delimiters: Delimiters,
 ) -> Candidate:
     """Cut where the whole response would be longer than it may: states of one depth have different lengths."""
     row, parent, ids, logprob = origin
-    taken = min(len(rollout.response_ids), longest - len(ids))
-    whole = taken == len(rollout.response_ids)
-    finish = rollout.finish if whole else "length"
-    if finish == "delimiter" and len(ids) + taken >= longest:
+    # An engine that knows nothing of delimiters has gone on behind the first one.
+    end = next(iter(delimiters.ends(rollout.response_ids)), None)
+    size = len(rollout.response_ids) if end is None else end + 1
+    taken = min(size, longest - len(ids))
+    finish = rollout.finish if end is None else "delimiter"
+    if taken < size or (finish == "delimiter" and len(ids) + taken >= longest):
         finish = "length"
     return Candidate(
         prompt=row,
