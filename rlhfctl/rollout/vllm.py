@@ -61,6 +61,9 @@ class VllmEngine:
                     # vLLM's default is the distribution before the temperature.
                     logprobs_mode="processed_logprobs",
                     enable_prefix_caching=True,
+                    # A prompt prefilled in parts rewinds its request's generator, which CPU generators cannot.
+                    enable_chunked_prefill=not self.on_cpu,
+                    max_num_batched_tokens=max(4096, length),
                     trust_remote_code=trust_remote_code,
                 )
         except ModuleNotFoundError as error:
@@ -95,7 +98,10 @@ class VllmEngine:
             for request in requests
         ]
         prompts = [{"prompt_token_ids": request.prompt_ids} for request in requests]
-        answers = self.llm.generate(prompts, params, use_tqdm=False)
+        try:
+            answers = self.llm.generate(prompts, params, use_tqdm=False)
+        except Exception as error:
+            raise RunFailed(f"vLLM failed in the rollout: {first_line(error)}") from error
         return [
             rollout(request, answer.outputs[0]) for request, answer in zip(requests, answers, strict=True)
         ]
@@ -154,7 +160,7 @@ def cache_bytes(config: Any, dtype: torch.dtype, tokens: int) -> int:
 def set_environment(on_cpu: bool, cores: list[int]) -> None:
     """Before the first import of vLLM. One process: its weights are updated from this one."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")  # its errors reach us as exceptions
     if on_cpu:
         import torch._dynamo
 

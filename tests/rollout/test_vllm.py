@@ -132,6 +132,17 @@ def test_a_sample_depends_on_seed_step_and_index_alone(pair):
     assert [r.response_ids for r in other] != [r.response_ids for r in whole]
 
 
+def test_more_prompt_tokens_than_one_pass_takes(pair):
+    """Past 4,096 tokens vLLM would prefill a prompt in parts, which seeded requests on a CPU do not survive."""
+    policy, engine = pair
+    engine.sync(policy, 0)
+    generator = torch.Generator().manual_seed(4)
+    many = [Request(k, torch.randint(9, 61, (190,), generator=generator).tolist()) for k in range(30)]
+    rollouts = engine.generate(many, sampling(max_new_tokens=4))
+    assert [rollout.index for rollout in rollouts] == list(range(30))
+    assert gap(policy, rollouts, 0.7) < 2e-5
+
+
 def test_too_long_a_prompt_is_refused(pair):
     with pytest.raises(RunFailed, match=r"250 tokens and 24 new ones pass the engine's 256"):
         pair[1].generate([Request(0, [9] * 250)], sampling())
