@@ -7,7 +7,7 @@ import pytest
 
 from rlhfctl.recipe.sections import Reward
 from rlhfctl.rewards.build import build_sources
-from rlhfctl.rewards.outcome import Outcome
+from rlhfctl.rewards.outcome import Outcome, Span
 from rlhfctl.rewards.score import score_samples
 
 
@@ -16,6 +16,7 @@ class Fixed:
 
     def __init__(self, name: str, weight: float, outcomes: list[Outcome]) -> None:
         self.name, self.weight, self.outcomes = name, weight, outcomes
+        self.span_weight = 0.0
 
     def score(self, samples: list[dict[str, Any]]) -> list[Outcome]:
         return self.outcomes
@@ -97,3 +98,12 @@ def test_sources_of_a_recipe(tmp_path: Path) -> None:
     finally:
         for source in sources:
             source.close()
+
+
+def test_a_source_whose_spans_count_and_that_gives_none_has_no_score() -> None:
+    spans = [Span(0, 1, 1.0)]
+    source = Fixed("a", 1.0, [Outcome("ok", 1.0, spans), Outcome("ok", 1.0), Outcome("ok", 1.0)])
+    source.span_weight = 0.5
+    scored = score_samples([source], [SAMPLES[0], SAMPLES[1], {**SAMPLES[2], "response": " "}])
+    assert scored.totals == [1.0, None, 1.0]  # nothing was written in the third: there is nothing to judge
+    assert scored.failures[0]["status"] == "missing"
