@@ -13,9 +13,6 @@ KEYS = (
     "launch.hostfile",
     "policy.attention",
     "policy.quantization",
-    "reward.shaping.length_penalty",
-    "reward.shaping.normalisation",
-    "reward.shaping.normalization",
 )
 
 VALUES = {

@@ -172,6 +172,13 @@ class Shaping(Section):
         "keep", description="samples cut by max_new_tokens: keep the reward, replace it, or drop the sample"
     )
     truncated_reward: float = Field(0.0, description="the reward that `truncated: replace` gives")
+    normalisation: Literal["none", "running", "batch", "group"] = Field(
+        "none",
+        description="after the clip: mean 0, deviation 1 over the run, the batch, or a prompt's samples",
+    )
+    length_penalty: float = Field(
+        0.0, ge=0, description="reward lost over max_new_tokens tokens, in proportion to the length"
+    )
     overlong_buffer: NonNegative = Field(
         0, description="DAPO soft length penalty over the last tokens before max_new_tokens; 0: off"
     )

@@ -120,6 +120,10 @@ class PpoRecipe(Recipe):
             raise ValueError("algorithm.advantage prime has no KL in its reward: kl_coef 0, or kl_in loss")
         if advantage != "prime" and self.implicit_prm is not None:
             raise ValueError(f"algorithm.advantage {advantage} uses no implicit_prm: remove it, or set prime")
+        if self.reward.shaping.normalisation == "group" and n < 2:
+            raise ValueError(
+                "reward.shaping.normalisation group compares samples of a prompt: rollout.n must be 2 or more"
+            )
         if advantage != "gae" and self.value_model is not None:
             raise ValueError(f"algorithm.advantage {advantage} uses no value model: remove value_model")
         if self.algorithm.importance_correction == "tis" and self.algorithm.old_logprobs == "sampler":

@@ -1,10 +1,12 @@
 """PPO with token-level rewards: rollout, score, advantages, epochs of minibatches, log, save."""
 
 import time
+from dataclasses import asdict
 
 from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.rewards.build import build_sources
+from rlhfctl.rewards.normalise import Running
 from rlhfctl.rollout.engine import build_engine
 from rlhfctl.trainers import checkpoint, ppo_rollout
 from rlhfctl.trainers.context import RunContext
@@ -43,6 +45,7 @@ def train(ctx: RunContext) -> None:
     logbook = Logbook(ctx, total, start)
     watch = Watch(ctx, recipe, sources, evaluator.size)
     watch.restore(state.get("watch"))
+    running = Running(**state.get("running", {}))
     if start == 0 and evaluator.wanted:
         found = evaluator.run(models.policy, engine)
         logbook.log(0, found, force=True)
@@ -54,7 +57,9 @@ def train(ctx: RunContext) -> None:
             asked = [prompts[row] for row in order.batch(step)]
             mine = ppo_rollout.sample(ctx, recipe, engine, encoder, asked, step)
         with logbook.timed("reward"):
-            batch = ppo_rollout.score(ctx, recipe, sources, asked, mine, step + 1, state["failures"], encoder)
+            batch = ppo_rollout.score(
+                ctx, recipe, sources, asked, mine, step + 1, state["failures"], encoder, running
+            )
         with logbook.timed("experience"):
             process = ref = None
             if prm is not None:
@@ -78,7 +83,7 @@ def train(ctx: RunContext) -> None:
         logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
         logbook.samples(step + 1, experience, encoder)
         watch.check(step + 1, metrics, experience)
-        state["watch"] = watch.state()
+        state |= {"watch": watch.state(), "running": asdict(running)}
 
         saved = checkpoint.due(recipe.train.save_every, step + 1, total)
         if saved:

@@ -1,5 +1,6 @@
 """Sample the policy and score what it wrote: the first half of a ppo step."""
 
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ from rlhfctl.data.load import load_samples
 from rlhfctl.errors import Refused, RunFailed
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.rewards.build import Source
+from rlhfctl.rewards.normalise import Running
 from rlhfctl.rewards.sample import reward_sample
 from rlhfctl.rewards.score import score_samples
 from rlhfctl.rewards.shaping import shape
@@ -82,9 +84,11 @@ def score(
     step: int,
     failures: int,
     encoder: ChatEncoder,
+    running: Running,
 ) -> Batch:
     """Score this rank's trajectories and bring all ranks' together; `failures` are those of the steps before.
 
+    running: what `normalisation: running` has seen, changed in place.
     A failed reward is never a score: its sample leaves the batch and goes to quarantine.jsonl; past
     reward.max_failures the run stops with the cause. Raises RunFailed.
     """
@@ -114,6 +118,8 @@ def score(
         [trajectory.truncated for trajectory in everyone],
         recipe.reward.shaping,
         recipe.rollout.max_new_tokens,
+        [trajectory.index // n for trajectory in everyone],
+        running,
     )
     kept = []
     for trajectory, reward in zip(everyone, shaped.rewards, strict=True):
@@ -125,7 +131,7 @@ def score(
             f"stopped at step {step}: none of the {len(everyone)} samples has a reward to train on "
             "(all failed, or reward.shaping.truncated drops them all)"
         )
-    metrics = shaped.metrics | _means(everyone)
+    metrics = shaped.metrics | _means(everyone) | _spread(everyone, [source.name for source in sources])
     metrics["reward/failures"] = float(failures + len(quarantined))
     return Batch(kept, metrics, failures + len(quarantined))
 
@@ -139,6 +145,17 @@ def _means(trajectories: list[Trajectory]) -> dict[str, float]:
         for name, value in trajectory.reward_metrics.items():
             values.setdefault(name, []).append(value)
     return {f"reward/{name}": sum(found) / len(found) for name, found in sorted(values.items())}
+
+
+def _spread(trajectories: list[Trajectory], names: list[str]) -> dict[str, float]:
+    """Deviation (population), least and most of each source's scores, where there are several sources."""
+    found: dict[str, float] = {}
+    for name in names:
+        scores = [each.reward_metrics[name] for each in trajectories if name in each.reward_metrics]
+        if scores and len(names) > 1:
+            found[f"reward/{name}/std"] = statistics.pstdev(scores)
+            found[f"reward/{name}/min"], found[f"reward/{name}/max"] = min(scores), max(scores)
+    return found
 
 
 def _quarantine(
