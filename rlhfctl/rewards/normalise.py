@@ -4,8 +4,8 @@
 
 running: mean and std over every value since the run began, the batch at hand included. Batches are merged by their
 count, mean and sum of squared deviations (Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for
-computing sample variances", 1979), in the order of the global batch: every rank comes to the same numbers, and the three go into
-the checkpoint.
+computing sample variances", 1979), in the order of the global batch: every rank comes to the same numbers, and the
+three go into the checkpoint.
 """
 
 from collections.abc import Sequence
