@@ -125,7 +125,7 @@ def line_of(shown: str) -> str:
         ("rlhfctl ppo x reward.sources.0.kind=v", "rlhfctl ppo x reward.sources.0.kind=verifier "),
         ("rlhfctl ppo --run-dir mi", "rlhfctl ppo --run-dir mine/"),
         ("rlhfctl sft x algor", "rlhfctl sft x algor"),
-        ("rlhfctl recipes show quickstart/s", "rlhfctl recipes show quickstart/sft "),
+        ("rlhfctl recipes show quickstart/pp", "rlhfctl recipes show quickstart/ppo "),
         ("rlhfctl recipes schema p", "rlhfctl recipes schema ppo "),
     ],
 )
