@@ -174,6 +174,7 @@ def set_up_device(recipe: "AnyRecipe") -> "torch.device":
         torch.cuda.set_device(device)
         return device
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which warns where it must guess
     return torch.device("cpu")
 
 

@@ -86,8 +86,9 @@ def prepare_environment() -> None:
     """Before torch is imported: libgomp reads its part once."""
     from rlhfctl.launch.plan import DEFAULTS
 
-    # A model that loads reports bars and tables of its own.
+    # A model that loads reports bars and tables of its own; transformers imports deepspeed where it is installed.
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+    quiet["DS_LOG_LEVEL"] = "error"
     for name, value in {**DEFAULTS, **quiet}.items():
         os.environ.setdefault(name, value)
 
