@@ -174,7 +174,8 @@ def set_up_device(recipe: "AnyRecipe") -> "torch.device":
         torch.cuda.set_device(device)
         return device
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which warns where it must guess
+    # transformers imports deepspeed where it is installed, and that warns where it must guess.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return torch.device("cpu")
 
 

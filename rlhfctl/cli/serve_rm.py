@@ -85,10 +85,12 @@ def serve_rm(
 def prepare_environment() -> None:
     """Before torch is imported: libgomp reads its part once."""
     from rlhfctl.launch.plan import DEFAULTS
+    from rlhfctl.preflight.devices import gpus
 
     # A model that loads reports bars and tables of its own; transformers imports deepspeed where it is installed.
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
-    quiet["DS_LOG_LEVEL"] = "error"
+    if not gpus():
+        quiet["DS_ACCELERATOR"] = "cpu"  # it warns where it must guess
     for name, value in {**DEFAULTS, **quiet}.items():
         os.environ.setdefault(name, value)
 
