@@ -58,14 +58,16 @@ class _TokenLogprobs(torch.autograd.Function):
             entropy[part] = normaliser - torch.linalg.vecdot(probabilities, logits)
             if keep:
                 kept.append(probabilities)
-        ctx.save_for_backward(hidden, weight, targets, *kept)
+        ctx.save_for_backward(hidden, weight, targets, entropy, *kept)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)  # an entropy that no loss uses costs nothing
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, *kept = ctx.saved_tensors
+    def backward(
+        ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, entropy, *kept = ctx.saved_tensors
         rows, vocabulary = hidden.shape[0], weight.shape[0]
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
@@ -73,9 +75,17 @@ class _TokenLogprobs(torch.autograd.Function):
             part = slice(start, min(start + chunk_rows(vocabulary), rows))
             fresh = None if kept else chunk_logits(hidden[part], weight, ctx.temperature).softmax(1)
             probabilities = kept[index] if fresh is None else fresh
-            scale = grad_logprobs[part, None] / ctx.temperature
-            grad_logits = probabilities * -scale  # d logp / d logit = onehot - p
-            grad_logits.scatter_add_(1, targets[part, None], scale)
+            if grad_logprobs is None:
+                grad_logits = torch.zeros_like(probabilities)
+            else:
+                scale = grad_logprobs[part, None] / ctx.temperature
+                grad_logits = probabilities * -scale  # d logp / d logit = onehot - p
+                grad_logits.scatter_add_(1, targets[part, None], scale)
+            if grad_entropy is not None:  # d H / d logit = -p * (log p + H)
+                scale = grad_entropy[part, None] / ctx.temperature
+                grad_logits += scale * (
+                    torch.special.entr(probabilities) - probabilities * entropy[part, None]
+                )
             grad_logits = grad_logits.to(hidden.dtype)
             grad_hidden[part] = product(grad_logits, weight.t())
             if grad_weight is not None:
@@ -88,7 +98,7 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """log softmax(hidden @ weight.T / temperature) at the targets, and the entropy of each distribution.
 
-    hidden [N, H], weight [V, H], targets [N] -> logprobs [N] in nats, float32; entropy [N] in nats, no gradient.
+    hidden [N, H], weight [V, H], targets [N] -> logprobs [N] and entropy [N] in nats, float32, both with a gradient.
     """
     rows = len(targets)
     hidden, targets = fill_up(hidden, targets, weight)

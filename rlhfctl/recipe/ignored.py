@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlhfctl.recipe.tasks import OreoRecipe, PpoRecipe, RmRecipe
 
+GROUP_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_baseline")
+
 
 def ignored_keys(recipe: "PpoRecipe") -> list[str]:
     """One sentence for each key that would change nothing."""
@@ -32,12 +34,36 @@ def ignored_keys(recipe: "PpoRecipe") -> list[str]:
         ("algorithm", algorithm, "kl_in", penalised, "algorithm.kl_coef above 0"),
         ("algorithm", algorithm, "kl_estimator", penalised, "algorithm.kl_coef above 0"),
         ("algorithm", algorithm, "kl_limit", penalised, "algorithm.kl_coef above 0"),
+        ("algorithm", algorithm, "kl_target", penalised, "algorithm.kl_coef above 0"),
+        ("algorithm", algorithm, "kl_horizon", algorithm.kl_target is not None, "algorithm.kl_target"),
+        ("algorithm", algorithm, "value_warmup_steps", gae, "algorithm.advantage gae"),
         (
             "algorithm",
             algorithm,
             "importance_cap",
-            algorithm.importance_correction == "tis",
-            "importance_correction tis",
+            algorithm.importance_correction in ("tis", "sequence_mask"),
+            "importance_correction tis or sequence_mask",
+        ),
+        (
+            "algorithm",
+            algorithm,
+            "importance_bounds",
+            algorithm.importance_correction in ("icepop", "sequence_mask"),
+            "importance_correction icepop or sequence_mask",
+        ),
+        (
+            "rollout",
+            recipe.rollout,
+            "dynamic_sampling",
+            algorithm.advantage in (*GROUP_ESTIMATORS, "prime"),
+            f"algorithm.advantage {', '.join(GROUP_ESTIMATORS)}, prime",
+        ),
+        (
+            "rollout",
+            recipe.rollout,
+            "max_refills",
+            recipe.rollout.dynamic_sampling,
+            "rollout.dynamic_sampling true",
         ),
     ]
     guard = recipe.guard

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from rlhfctl.recipe import token_rewards
 from rlhfctl.recipe.guard import Guard
-from rlhfctl.recipe.ignored import ignored_keys, ignored_keys_of_oreo, ignored_keys_of_rm
+from rlhfctl.recipe.ignored import GROUP_ESTIMATORS, ignored_keys, ignored_keys_of_oreo, ignored_keys_of_rm
 from rlhfctl.recipe.sections import (
     Algorithm,
     Data,
@@ -24,8 +24,6 @@ from rlhfctl.recipe.sections import (
     Train,
     ValueModel,
 )
-
-GROUP_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_baseline")
 
 
 class Recipe(Section):
@@ -126,7 +124,26 @@ class PpoRecipe(Recipe):
             )
         if advantage != "gae" and self.value_model is not None:
             raise ValueError(f"algorithm.advantage {advantage} uses no value model: remove value_model")
-        if self.algorithm.importance_correction == "tis" and self.algorithm.old_logprobs == "sampler":
+        if self.algorithm.loss == "gspo":
+            if advantage not in GROUP_ESTIMATORS:
+                raise ValueError(
+                    f"algorithm.loss gspo moves whole responses: algorithm.advantage {advantage} tells their tokens "
+                    f"apart; use one of {', '.join(GROUP_ESTIMATORS)}"
+                )
+            if self.algorithm.loss_mean != "sequence":
+                raise ValueError(
+                    "algorithm.loss gspo is a mean over responses: set algorithm.loss_mean to sequence"
+                )
+        steps, warmup = self.train.steps, self.algorithm.value_warmup_steps
+        if steps is not None and warmup >= steps:
+            raise ValueError(
+                f"algorithm.value_warmup_steps ({warmup}) leaves none of train.steps ({steps}) to the policy"
+            )
+        if self.rollout.dynamic_sampling and steps is None:
+            raise ValueError(
+                "rollout.dynamic_sampling takes as many prompts as it needs: give train.steps, not train.epochs"
+            )
+        if self.algorithm.importance_correction != "none" and self.algorithm.old_logprobs == "sampler":
             raise ValueError(
                 "algorithm.importance_correction compares the trainer with the sampler: old_logprobs cannot be sampler"
             )

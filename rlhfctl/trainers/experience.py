@@ -40,6 +40,7 @@ class Experience:
         0.0  # largest difference of a response's rewards from its score, token rewards and penalty
     )
     groups: int = 0  # prompts compared within themselves; 0 without a group estimator
+    kl_coef: float = 0.0  # of this step: it moves with algorithm.kl_target
     old_known: bool = True  # False: the first pass of the update fills old_logprobs in
 
     @property
@@ -75,7 +76,7 @@ def score_tokens(
     bucket: int = 1,
 ) -> Tensor:
     """One number per token of the policy, 0 elsewhere: [B, T] on every rank. Each rank runs `forward` (Pack -> [N]) on
-    its share."""
+    its share. Several numbers each where `forward` gives [N, K]: [B, T, K]."""
     ids = [trajectory.ids for trajectory in trajectories]
     trained = [trajectory.trained for trajectory in trajectories]
     lengths = [len(row) for row in ids]
@@ -104,10 +105,13 @@ def build(
     n: int,
     shaping: Shaping | None = None,
     process: tuple[Tensor, float] | None = None,
+    kl_coef: float | None = None,
 ) -> Experience:
     """Advantages by `algorithm.advantage`. Rows [B, T] belong to `trajectories`, in order of index; a prompt's samples
     whose reward failed are absent, and its group is compared without them. shaping: for its redistribution. process:
-    rewards [B, T] of an implicit process reward model and their factor (prime)."""
+    rewards [B, T] of an implicit process reward model and their factor (prime). kl_coef: of this step, else the
+    recipe's."""
+    kl_coef = algorithm.kl_coef if kl_coef is None else kl_coef
     mask = pad([trajectory.mask for trajectory in trajectories])
     scores = torch.tensor([trajectory.shaped for trajectory in trajectories])
     penalty = None
@@ -119,11 +123,11 @@ def build(
     per_token = algorithm.advantage in ("gae", "reinforce")
     if per_token:
         dense, left = dense_rewards(trajectories, scores, mask, shaping or Shaping())
-        rewards = token_rewards(left, mask, penalty, algorithm.kl_coef, dense)
+        rewards = token_rewards(left, mask, penalty, kl_coef, dense)
         if dense is not None:
             wanted_sums = scores if redistributes(shaping) else scores + dense.sum(1)
             if penalty is not None:
-                wanted_sums = wanted_sums - algorithm.kl_coef * penalty.sum(1)
+                wanted_sums = wanted_sums - kl_coef * penalty.sum(1)
             sum_error = float((rewards.sum(1) - wanted_sums).abs().max())
         if algorithm.advantage == "gae":
             assert values is not None
@@ -132,7 +136,7 @@ def build(
             advantages = discounted_returns(rewards, mask, algorithm.gamma)
     else:
         # The penalty of the whole response belongs to the score that the group is compared by.
-        totals = scores if penalty is None else scores - algorithm.kl_coef * penalty.sum(1)
+        totals = scores if penalty is None else scores - kl_coef * penalty.sum(1)
         index = torch.tensor([trajectory.index for trajectory in trajectories])
         groups = int(index.max()) // n + 1
         padded = torch.zeros(groups * n).index_copy(0, index, totals)
@@ -174,6 +178,7 @@ def build(
         rewards=rewards,
         sum_error=sum_error,
         groups=groups,
+        kl_coef=kl_coef,
     )
 
 

@@ -26,7 +26,12 @@ def scheduled_lr(optim: Optim, lr: float, step: int, total: int) -> float:
 
 
 class Optimizer:
-    """One AdamW over named parameters. masters: the float32 copies that are stepped where the weights are bfloat16."""
+    """One AdamW over named parameters. masters: the float32 copies that are stepped where the weights are bfloat16.
+
+    held: parameters whose names start with it stand still, moments and weight decay included; the schedule goes on.
+    """
+
+    held: str | None = None
 
     def __init__(
         self, named: Iterable[tuple[str, nn.Parameter]], optim: Optim, lr: float, total_steps: int
@@ -59,14 +64,21 @@ class Optimizer:
         return scheduled_lr(self.optim, self.lr, self.steps, self.total_steps)
 
     def gradients(self) -> list[Tensor]:
-        for _, parameter in self.named:
+        found = []
+        for name, parameter in self.named:
+            if self.held is not None and name.startswith(self.held):
+                parameter.grad = None  # AdamW leaves a parameter without a gradient alone
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for _, parameter in self.named if parameter.grad is not None]
+            found.append(parameter.grad)
+        return found
 
     def reduce(self) -> Tensor:
         """Sum gradients over ranks; returns the squared norm of the global gradient (float32 scalar)."""
         gradients = self.gradients()
+        if not gradients:
+            return torch.zeros(())
         sum_gradients(gradients)
         norms = torch._foreach_norm(gradients, dtype=torch.float32)
         return torch.stack(list(norms)).square().sum()
@@ -74,7 +86,7 @@ class Optimizer:
     def step(self, scale: float) -> None:
         """Apply the gradients times `scale` (the clip factor), then clear them."""
         gradients = self.gradients()
-        if scale != 1.0:
+        if scale != 1.0 and gradients:
             torch._foreach_mul_(gradients, scale)
         for (_, parameter), master in zip(self.named, self.masters, strict=True):
             if master is not parameter:

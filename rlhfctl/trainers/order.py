@@ -33,7 +33,10 @@ class BatchOrder:
 
     def batch(self, step: int) -> list[int]:
         """Rows of 0-based step `step`; batches run across the ends of epochs."""
-        start, end = step * self.batch_size, (step + 1) * self.batch_size
+        return self.rows_between(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def rows_between(self, start: int, end: int) -> list[int]:
+        """Rows at the places start to end - 1 of the stream."""
         while self.epoch_starts[-1] < end:
             self._extend()
         rows: list[int] = []

@@ -2,19 +2,21 @@
 
 import time
 from dataclasses import asdict
+from typing import Any
 
 from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.rewards.build import build_sources
 from rlhfctl.rewards.normalise import Running
 from rlhfctl.rollout.engine import build_engine
-from rlhfctl.trainers import checkpoint, ppo_rollout
+from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.evaluate import Evaluator
 from rlhfctl.trainers.implicit_prm import learn, load_prm
 from rlhfctl.trainers.logbook import Logbook
 from rlhfctl.trainers.optimizer import Optimizer
-from rlhfctl.trainers.ppo_experience import make_experience
+from rlhfctl.trainers.ppo_collect import collect
+from rlhfctl.trainers.ppo_experience import make_experience, next_kl_coef
 from rlhfctl.trainers.ppo_metrics import batch_metrics
 from rlhfctl.trainers.ppo_models import build_optimizers, load_models
 from rlhfctl.trainers.ppo_rollout import load_prompts
@@ -37,7 +39,14 @@ def train(ctx: RunContext) -> None:
         learners["implicit_prm"] = Optimizer(prm.model.named_parameters(), recipe.optim, prm.spec.lr, total)
     evaluator = Evaluator(ctx, encoder, sources)
 
-    state = checkpoint.restore(ctx, trained, learners) or {"step": 0, "tokens": 0, "failures": 0}
+    state: dict[str, Any] = {
+        "step": 0,
+        "tokens": 0,
+        "failures": 0,
+        "prompts": 0,
+        "kl_coef": recipe.algorithm.kl_coef,
+    }
+    state |= checkpoint.restore(ctx, trained, learners) or {}
     start = state["step"]
     longest = (recipe.rollout.max_prompt_length or recipe.data.max_length) + recipe.rollout.max_new_tokens
     engine = build_engine(recipe.rollout, models.policy, longest, recipe.policy.trust_remote_code)
@@ -53,18 +62,25 @@ def train(ctx: RunContext) -> None:
 
     for step in range(start, total):
         began = time.perf_counter()
-        with logbook.timed("rollout"):
-            asked = [prompts[row] for row in order.batch(step)]
-            mine = ppo_rollout.sample(ctx, recipe, engine, encoder, asked, step)
-        with logbook.timed("reward"):
-            batch = ppo_rollout.score(
-                ctx, recipe, sources, asked, mine, step + 1, state["failures"], encoder, running
-            )
+        batch = collect(
+            ctx,
+            recipe,
+            engine,
+            encoder,
+            sources,
+            prompts,
+            order,
+            step,
+            state["prompts"],
+            state["failures"],
+            running,
+            logbook,
+        )
         with logbook.timed("experience"):
             process = ref = None
             if prm is not None:
                 process, ref = prm.rewards(ctx, recipe, batch.trajectories)
-            experience = make_experience(ctx, recipe, models, batch.trajectories, process)
+            experience = make_experience(ctx, recipe, models, batch.trajectories, process, state["kl_coef"])
         with logbook.timed("train"):
             lr = optimizers["policy"].current_lr()
             metrics = update(ctx, recipe, models, optimizers, experience, step)
@@ -74,8 +90,15 @@ def train(ctx: RunContext) -> None:
             metrics |= engine.sync(models.policy, step + 1)
 
         tokens = sum(experience.response_lengths)
-        state = {"step": step + 1, "tokens": state["tokens"] + tokens, "failures": batch.failures}
-        metrics |= batch.metrics | batch_metrics(experience) | {"lr": lr, "tokens": state["tokens"]}
+        metrics |= batch.metrics | batch_metrics(experience)
+        state = {
+            "step": step + 1,
+            "tokens": state["tokens"] + tokens,
+            "failures": batch.failures,
+            "prompts": batch.prompts,
+            "kl_coef": next_kl_coef(recipe, experience, metrics, step),
+        }
+        metrics |= {"lr": lr, "tokens": state["tokens"]}
         metrics["tokens_per_second"] = tokens / (time.perf_counter() - began)
         if evaluator.due(step + 1, total):
             with logbook.timed("eval"):

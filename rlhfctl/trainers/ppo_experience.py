@@ -2,11 +2,13 @@
 
 from torch import Tensor
 
+from rlhfctl.algorithms.adaptive_kl import adapted_coef
 from rlhfctl.models.load import head_weight
 from rlhfctl.recipe.sections import ImplicitPrm
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.experience import Experience, build, pad, score_tokens
+from rlhfctl.trainers.logbook import refuse_non_finite
 from rlhfctl.trainers.ppo_models import Forward, PpoModels
 from rlhfctl.trainers.trajectory import Trajectory
 
@@ -17,9 +19,11 @@ def make_experience(
     models: PpoModels,
     trajectories: list[Trajectory],
     process: Tensor | None = None,
+    kl_coef: float | None = None,
 ) -> Experience:
     """Old log-probabilities come from the sampler where it computed in float32 with the trainer's own weights;
-    otherwise from a forward pass, unless the first pass of the update is that forward pass (one minibatch)."""
+    otherwise from a forward pass, unless the first pass of the update is that forward pass (one minibatch). With a
+    shared trunk that forward pass gives the values too. kl_coef: of this step, default the recipe's."""
     algorithm = recipe.algorithm
 
     def per_token(forward: Forward):  # type: ignore[no-untyped-def]
@@ -27,15 +31,18 @@ def make_experience(
         return score_tokens(trajectories, forward, ctx.rank, ctx.world, budget, ctx.device, models.bucket)
 
     ref_logprobs = per_token(models.reference) if models.reference is not None else None
-    values = per_token(models.values) if models.critic is not None else None
     old_logprobs = pad([trajectory.logprobs for trajectory in trajectories])
-    known = True
-    if recompute_old(recipe, models):
-        penalty_needs_it = ref_logprobs is not None and algorithm.kl_in == "reward"
-        if algorithm.minibatches > 1 or penalty_needs_it:
+    values = None
+    recompute = recompute_old(recipe, models)
+    penalty_needs_it = ref_logprobs is not None and algorithm.kl_in == "reward"
+    upfront = recompute and (algorithm.minibatches > 1 or penalty_needs_it)
+    if upfront and models.critic is not None and models.critic.trunk is None:
+        old_logprobs, values = per_token(models.logprobs_and_values).unbind(-1)
+    else:
+        if models.critic is not None:
+            values = per_token(models.values)
+        if upfront:
             old_logprobs = per_token(models.logprobs)
-        else:
-            known = False
     experience = build(
         trajectories,
         old_logprobs,
@@ -45,16 +52,35 @@ def make_experience(
         recipe.rollout.n,
         recipe.reward.shaping,
         None if process is None else (process, (recipe.implicit_prm or ImplicitPrm()).coef),
+        kl_coef,
     )
-    experience.old_known = known
+    experience.old_known = upfront or not recompute
     return experience
 
 
 def recompute_old(recipe: PpoRecipe, models: PpoModels) -> bool:
     if recipe.algorithm.old_logprobs == "auto":
-        if recipe.algorithm.importance_correction == "tis":
+        if recipe.algorithm.importance_correction != "none":
             return True  # it compares the two
         if recipe.rollout.engine != "hf":
             return True  # other kernels than the trainer's
         return head_weight(models.policy).dtype.itemsize < 4
     return recipe.algorithm.old_logprobs == "recompute"
+
+
+def next_kl_coef(recipe: PpoRecipe, experience: Experience, metrics: dict[str, float], step: int) -> float:
+    """The coefficient of the step after 0-based step `step`: with algorithm.kl_target it follows this step's KL.
+
+    While the value model warms up the policy is the reference: its KL says nothing. Raises RunFailed.
+    """
+    algorithm = recipe.algorithm
+    if algorithm.kl_target is None or step < algorithm.value_warmup_steps:
+        return experience.kl_coef
+    refuse_non_finite(step + 1, "kl/reference", metrics["kl/reference"])
+    return adapted_coef(
+        experience.kl_coef,
+        metrics["kl/reference"],
+        algorithm.kl_target,
+        algorithm.kl_horizon,
+        len(experience.trajectories),
+    )

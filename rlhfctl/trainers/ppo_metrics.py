@@ -35,6 +35,7 @@ def batch_metrics(experience: Experience) -> dict[str, float]:
         metrics["kl/reference"] = float(per_token.sum()) / tokens
         metrics["kl/reference_sequence"] = float(per_token.sum(1).mean())
         metrics["kl/large_fraction"] = float((per_token.abs() > LARGE).sum()) / tokens
+        metrics["kl/coef"] = experience.kl_coef
     if experience.values is not None and experience.returns is not None:
         sums = explained_variance_sums(experience.values, experience.returns, mask)
         metrics["value/explained_variance"] = explained_variance(sums)

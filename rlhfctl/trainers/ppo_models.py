@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from rlhfctl.models.head import token_logprobs
@@ -44,6 +45,13 @@ class PpoModels:
         """V(s_t) [N], read where the policy predicts a_t."""
         assert self.critic is not None
         return self.critic(batch, backbone(self.policy))
+
+    def logprobs_and_values(self, batch: Pack) -> Tensor:
+        """[N, 2] of one forward pass through a shared trunk."""
+        assert self.critic is not None
+        hidden = hidden_at_predictors(backbone(self.policy), batch)
+        logprobs, _ = token_logprobs(hidden, head_weight(self.policy), batch.targets, self.temperature)
+        return torch.stack([logprobs, self.critic.head(hidden)], 1)
 
     def trained(self) -> dict[str, nn.Module]:
         """What a checkpoint holds."""

@@ -31,6 +31,7 @@ class Batch:
     trajectories: list[Trajectory]
     metrics: dict[str, float]
     failures: int
+    prompts: int = 0  # taken from the stream since the run began
 
 
 def load_prompts(recipe: PpoRecipe, encoder: ChatEncoder) -> tuple[list[PromptRow], BatchOrder, int]:
@@ -57,10 +58,12 @@ def sample(
     encoder: ChatEncoder,
     prompts: list[PromptRow],
     step: int,
+    first: int = 0,
 ) -> list[Trajectory]:
-    """This rank's trajectories of the step: rollout.n for each of its prompts (every world-th one)."""
+    """This rank's trajectories of the step: rollout.n for each of its prompts (every world-th one, from the prompt at
+    `first` on: those before it have been sampled)."""
     n, rollout = recipe.rollout.n, recipe.rollout
-    mine = range(ctx.rank, len(prompts), ctx.world)
+    mine = range(first + ctx.rank, len(prompts), ctx.world)
     requests = [Request(place * n + k, prompts[place].ids) for place in mine for k in range(n)]
     sampling = Sampling(
         rollout.max_new_tokens,
@@ -84,13 +87,12 @@ def score(
     step: int,
     failures: int,
     encoder: ChatEncoder,
-    running: Running,
-) -> Batch:
-    """Score this rank's trajectories and bring all ranks' together; `failures` are those of the steps before.
+) -> tuple[list[Trajectory], int]:
+    """Score this rank's trajectories and bring all ranks' together, in order of index, with the failures so far;
+    `failures` are those before.
 
-    running: what `normalisation: running` has seen, changed in place.
-    A failed reward is never a score: its sample leaves the batch and goes to quarantine.jsonl; past
-    reward.max_failures the run stops with the cause. Raises RunFailed.
+    A failed reward is never a score: its sample has none and goes to quarantine.jsonl; past reward.max_failures the
+    run stops with the cause. Raises RunFailed.
     """
     n = recipe.rollout.n
     rows = [reward_sample(prompts[trajectory.index // n].sample, trajectory.text) for trajectory in mine]
@@ -111,7 +113,22 @@ def score(
     everyone: list[Trajectory] = sorted(gather_lists(mine), key=lambda trajectory: trajectory.index)
     quarantined: list[dict[str, Any]] = gather_lists(scored.failures)
     _quarantine(ctx, recipe, quarantined, step, failures)
+    return everyone, failures + len(quarantined)
 
+
+def usable(
+    recipe: PpoRecipe,
+    sources: list[Source],
+    everyone: list[Trajectory],
+    step: int,
+    failures: int,
+    running: Running,
+) -> Batch:
+    """Shape the scores of all samples of the step; those without a reward to train on are left out.
+
+    running: what `normalisation: running` has seen, changed in place. Raises RunFailed where none is left.
+    """
+    n = recipe.rollout.n
     shaped = shape(
         [trajectory.reward for trajectory in everyone],
         [len(trajectory.response_ids) for trajectory in everyone],
@@ -132,8 +149,8 @@ def score(
             "(all failed, or reward.shaping.truncated drops them all)"
         )
     metrics = shaped.metrics | _means(everyone) | _spread(everyone, [source.name for source in sources])
-    metrics["reward/failures"] = float(failures + len(quarantined))
-    return Batch(kept, metrics, failures + len(quarantined))
+    metrics["reward/failures"] = float(failures)
+    return Batch(kept, metrics, failures)
 
 
 def _means(trajectories: list[Trajectory]) -> dict[str, float]:

@@ -41,7 +41,7 @@ ADVICE = {
     "format": "reward wrong answers less than right ones, or start from a better policy",
     "length": "set reward.shaping.length_penalty or overlong_buffer, or mend the reward",
     "kl": "raise algorithm.kl_coef, lower optim.lr, or set algorithm.kl_limit",
-    "entropy": "lower optim.lr, or raise algorithm.kl_coef",
+    "entropy": "raise algorithm.entropy_coef or kl_coef, or lower optim.lr",
 }
 
 

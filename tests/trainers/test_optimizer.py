@@ -93,3 +93,30 @@ def test_state_round_trip_continues_bit_for_bit(dtype):
     run(range(3, 6), again, resumed)
     assert torch.equal(again.data, weight.data)
     assert resumed.steps == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_held_parameters_stand_still_and_their_moments_with_them(dtype):
+    held, moving = nn.Parameter(torch.ones(2, 2, dtype=dtype)), nn.Parameter(torch.ones(2, 2, dtype=dtype))
+    both = Optimizer([("policy.w", held), ("critic.w", moving)], optim(weight_decay=0.5), 0.1, 10)
+    both.held = "policy."
+    held.grad, moving.grad = torch.full_like(held, 3.0), torch.full_like(moving, 2.0)
+    assert clip_and_step([both], None) == [
+        pytest.approx(4.0)
+    ]  # sqrt(4 * 2^2): the held gradient is not in it
+    assert torch.equal(held.data, torch.ones(2, 2, dtype=dtype))
+    assert not torch.equal(moving.data, torch.ones(2, 2, dtype=dtype))
+    assert [name for name in both.state() if name.startswith("policy.w|exp")] == []
+    both.held = None
+    held.grad = torch.full_like(held, 3.0)
+    clip_and_step([both], None)
+    assert float(held[0, 0].float()) == pytest.approx(1 * (1 - 0.05) - 0.1, abs=4e-3)  # its first step
+    assert both.steps == 2
+
+
+def test_an_optimizer_of_held_parameters_alone_has_no_norm():
+    weight = nn.Parameter(torch.ones(2, 2))
+    alone = Optimizer([("policy.w", weight)], optim(), 0.1, 10)
+    alone.held = "policy."
+    assert clip_and_step([alone], 1.0) == [0.0]
+    assert torch.equal(weight.data, torch.ones(2, 2))

@@ -1,0 +1,1 @@
+"""Do the estimators learn: curves over several task seeds, from the shipped quickstart recipes."""

@@ -1,0 +1,117 @@
+"""Forward passes that a ppo step does without: rows that cannot move a weight, values beside log-probabilities."""
+
+import pytest
+import torch
+
+from rlhfctl.models.packing import pack
+from rlhfctl.models.tokenizer import policy_encoder
+from rlhfctl.trainers.experience import build
+from rlhfctl.trainers.ppo_experience import make_experience
+from rlhfctl.trainers.ppo_loss import Pass, Sums
+from rlhfctl.trainers.ppo_models import load_models
+from rlhfctl.trainers.ppo_update import train_minibatch, update_metrics, with_gradient
+from rlhfctl.trainers.trajectory import Trajectory
+
+
+def trajectory(index, response, shaped, encoder):
+    return Trajectory(
+        index=index,
+        sample_id=f"row{index}",
+        prompt_ids=[3, 4, 5],
+        response_ids=response,
+        logprobs=torch.full((len(response),), -2.0),
+        truncated=False,
+        text=encoder.decode_response(response),
+        reward=shaped,
+        shaped=shaped,
+    )
+
+
+@pytest.fixture
+def batch(context):
+    """Three prompts of two samples; the first prompt's scores are equal, and 5 of 13 tokens are its."""
+
+    def make(*overrides):
+        ctx = context("passes", "algorithm.loss_mean=token", *overrides)
+        encoder = policy_encoder(ctx.recipe.policy, ctx.say)
+        responses = [[5, 6, 7], [8, 9], [4], [5, 5], [9, 8, 7], [6, 4]]
+        scores = [1.0, 1.0, 0.0, 1.0, 2.0, 0.0]
+        rows = [
+            trajectory(index, response, score, encoder)
+            for index, (response, score) in enumerate(zip(responses, scores, strict=True))
+        ]
+        return ctx, load_models(ctx, ctx.recipe), rows
+
+    return make
+
+
+def gradients(ctx, models, rows):
+    experience = make_experience(ctx, ctx.recipe, models, rows)
+    sums = Sums()
+    train_minibatch(
+        ctx, ctx.recipe, models, experience, list(range(len(rows))), sums, Pass(first=True, warming=False)
+    )
+    return {name: p.grad for name, p in models.policy.named_parameters()}, sums, experience
+
+
+def test_rows_without_signal_are_skipped_and_the_gradient_is_the_same(batch):
+    ctx, models, rows = batch()
+    mine, sums, experience = gradients(ctx, models, rows)
+    assert with_gradient(ctx.recipe.algorithm, models, experience, list(range(6))) == [2, 3, 4, 5]
+    assert (sums.values["tokens"], sums.values["skipped"]) == (8, 5)
+    metrics = update_metrics(ctx.recipe.algorithm, sums.values, {"policy": [1.0]})
+    assert metrics["groups/skipped_tokens_fraction"] == pytest.approx(5 / 13)
+
+    # A bonus too small to count makes every row pass.
+    ctx, models, rows = batch("algorithm.entropy_coef=1e-30")
+    whole, sums, _ = gradients(ctx, models, rows)
+    assert (sums.values["tokens"], sums.values["skipped"]) == (13, 0)
+    for name, gradient in whole.items():
+        assert float(gradient.abs().max()) > 1e-6, name
+        torch.testing.assert_close(mine[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_terms_beside_the_policy_loss_need_every_row(batch):
+    for overrides in (
+        ("algorithm.kl_coef=0.1", "algorithm.kl_in=loss"),
+        ("algorithm.advantage=gae", "value_model.shared_trunk=true"),
+    ):
+        ctx, models, rows = batch(*overrides)
+        _, sums, _ = gradients(ctx, models, rows)
+        assert (sums.values["tokens"], sums.values["skipped"]) == (13, 0)
+
+
+def test_a_minibatch_of_nothing_but_such_rows_has_a_gradient_of_zero(batch):
+    ctx, models, rows = batch()
+    gradient, sums, _ = gradients(ctx, models, rows[:2])
+    assert all(value is None for value in gradient.values())
+    assert sums.values["tokens"] == 0
+    metrics = update_metrics(ctx.recipe.algorithm, sums.values, {"policy": [0.0]})
+    assert metrics["groups/skipped_tokens_fraction"] == 1
+    assert metrics["entropy"] != metrics["entropy"]  # of nothing
+
+
+def test_a_shared_trunk_gives_log_probabilities_and_values_in_one_pass(batch):
+    options = ("algorithm.advantage=gae", "value_model.head=normal", "algorithm.minibatches=2")
+    ctx, models, rows = batch(*options, "value_model.shared_trunk=true", "algorithm.old_logprobs=recompute")
+    calls = []
+    models.policy.base_model.register_forward_hook(lambda *_: calls.append(1))
+    experience = make_experience(ctx, ctx.recipe, models, rows)
+    assert len(calls) == 1
+    packed = pack(list(range(6)), experience.ids, experience.trained)
+    with torch.no_grad():
+        logprobs, values = models.logprobs(packed), models.values(packed)
+    for padded, expected in ((experience.old_logprobs, logprobs), (experience.values, values)):
+        torch.testing.assert_close(padded[experience.mask], expected, atol=1e-5, rtol=0)
+    assert float(values.abs().max()) > 1e-2
+
+
+def test_build_takes_the_coefficient_of_the_step(batch):
+    """dr_grpo over two samples of one prompt: penalties of 0.5 and 0 in the totals, times 0.1 or 0.2."""
+    ctx, _, rows = batch("algorithm.advantage=dr_grpo", "algorithm.kl_coef=0.1")
+    old = torch.zeros(2, 3)
+    reference = torch.tensor([[-0.5, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    for coef, expected in ((None, 0.025), (0.2, 0.05)):
+        found = build(rows[:2], old, reference, None, ctx.recipe.algorithm, 2, coef)
+        assert found.kl_coef == (coef or 0.1)
+        torch.testing.assert_close(found.advantages[:, 0], torch.tensor([-expected, expected]))
