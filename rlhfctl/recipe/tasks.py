@@ -5,10 +5,10 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rlhfctl.recipe import token_rewards
+from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.guard import Guard
 from rlhfctl.recipe.ignored import GROUP_ESTIMATORS, ignored_keys, ignored_keys_of_oreo, ignored_keys_of_rm
 from rlhfctl.recipe.sections import (
-    Algorithm,
     Data,
     ImplicitPrm,
     Launch,

@@ -17,7 +17,8 @@ from rlhfctl.algorithms.kl import kl
 from rlhfctl.algorithms.redistribution import redistribute
 from rlhfctl.algorithms.rewards_to_tokens import token_rewards
 from rlhfctl.models.packing import Pack, pack, plan_packs, split_over_ranks
-from rlhfctl.recipe.sections import Algorithm, Shaping
+from rlhfctl.recipe.algorithm import Algorithm
+from rlhfctl.recipe.sections import Shaping
 from rlhfctl.trainers.distributed import gather_lists
 from rlhfctl.trainers.trajectory import Trajectory
 

@@ -13,7 +13,7 @@ from rlhfctl.algorithms.value import value_loss
 from rlhfctl.models.head import token_logprobs
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors
 from rlhfctl.models.packing import Pack
-from rlhfctl.recipe.sections import Algorithm
+from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.trainers.experience import Experience
 from rlhfctl.trainers.ppo_models import PpoModels
 

@@ -7,7 +7,7 @@ import torch
 
 from rlhfctl.algorithms.masking import per_token, token_weights
 from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
-from rlhfctl.recipe.sections import Algorithm
+from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import gather_lists, sum_over_ranks

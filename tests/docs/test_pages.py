@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from rlhfctl.recipe import sections
+from rlhfctl.recipe.algorithm import Algorithm
 
-PPO_SECTIONS = [sections.Algorithm, sections.Rollout, sections.ValueModel, sections.Shaping]
+PPO_SECTIONS = [Algorithm, sections.Rollout, sections.ValueModel, sections.Shaping]
 SFT_SECTIONS = [sections.Data, sections.Train, sections.Optim]
 METRIC = re.compile(
     r'"((?:loss|rm|oreo|reward|kl|clip|importance|advantage|value|returns|groups|length|grad_norm|eval|seconds|memory|sync)/\w+)"'

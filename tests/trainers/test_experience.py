@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhfctl.recipe.sections import Algorithm
+from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.trainers.experience import build
 from rlhfctl.trainers.ppo_metrics import batch_metrics
 from rlhfctl.trainers.trajectory import Trajectory

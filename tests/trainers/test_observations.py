@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from rlhfctl.models import attention
 from rlhfctl.models.load import prepare
 from rlhfctl.models.packing import pack
-from rlhfctl.recipe.sections import Algorithm
+from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.rollout.segments import Segment, join
 from rlhfctl.trainers.experience import build, score_tokens
+from rlhfctl.trainers.ppo_loss import Pass, Sums, train_pack
 from rlhfctl.trainers.ppo_metrics import batch_metrics
 from rlhfctl.trainers.ppo_models import PpoModels
-from rlhfctl.trainers.ppo_update import Sums, train_pack
 from rlhfctl.trainers.trajectory import Trajectory
 
 CPU = torch.device("cpu")
@@ -134,7 +134,8 @@ def gradients(model, experience, weights):
     model.zero_grad()
     batch = pack([0, 1], experience.ids, experience.trained)
     sums = Sums()
-    train_pack(recipe(), PpoModels(model, None, None, 1.0), experience, batch, weights, sums, True)
+    models, stage = PpoModels(model, None, None, 1.0), Pass(first=True, warming=False)
+    train_pack(recipe().algorithm, models, experience, batch, weights, sums, stage)
     return [parameter.grad.clone() for parameter in model.parameters()], sums.values
 
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhfctl.algorithms.adaptive_kl import adapted_coef
-from rlhfctl.recipe.sections import Algorithm
+from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.trainers.ppo_loss import Sums, importance_of
 
 GAE = ("algorithm.advantage=gae", "rollout.n=1")

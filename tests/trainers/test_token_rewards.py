@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhfctl.recipe.sections import Algorithm, Reward, Shaping
+from rlhfctl.recipe.algorithm import Algorithm
+from rlhfctl.recipe.sections import Reward, Shaping
 from rlhfctl.rewards.outcome import Outcome, Span
 from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.trainers.experience import build
