@@ -93,8 +93,10 @@ def score_tokens(
 
 
 def spread_out(values: Tensor, mask: Tensor) -> Tensor:
-    """One value per True of the mask [T] -> [T], 0 where it is False."""
-    return torch.zeros(len(mask), dtype=values.dtype).masked_scatter(mask, values)
+    """values [N] or [N, K], one row per True of the mask [T] -> [T] or [T, K], 0 where it is False."""
+    spread = torch.zeros(len(mask), *values.shape[1:], dtype=values.dtype)
+    spread[mask] = values
+    return spread
 
 
 def build(
