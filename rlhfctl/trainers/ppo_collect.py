@@ -42,7 +42,7 @@ def collect(
     running: Running,
     logbook: Logbook,
 ) -> Batch:
-    """The batch of 0-based step `step`. taken: prompts that the run took before it; failures: rewards that failed before
+    """The batch of 0-based step `step`. taken: prompts that the run took before it; failures: rewards failed before
     it; running: what `normalisation: running` has seen, changed in place."""
     n = recipe.rollout.n
     wanted = recipe.train.batch_size // n

@@ -112,6 +112,6 @@ def test_build_takes_the_coefficient_of_the_step(batch):
     old = torch.zeros(2, 3)
     reference = torch.tensor([[-0.5, 0.0, 0.0], [0.0, 0.0, 0.0]])
     for coef, expected in ((None, 0.025), (0.2, 0.05)):
-        found = build(rows[:2], old, reference, None, ctx.recipe.algorithm, 2, coef)
+        found = build(rows[:2], old, reference, None, ctx.recipe.algorithm, 2, kl_coef=coef)
         assert found.kl_coef == (coef or 0.1)
         torch.testing.assert_close(found.advantages[:, 0], torch.tensor([-expected, expected]))
