@@ -8,12 +8,11 @@ WITHOUT_VALUES = ["value_model=null", "algorithm.value_coef=1.0"]
 
 METHODS: dict[str, list[str]] = {
     "ppo": [],
-    "grpo": [*WITHOUT_VALUES, "algorithm.advantage=grpo", "rollout.n=8", "optim.lr=1e-3"],
-    "rloo": [*WITHOUT_VALUES, "algorithm.advantage=rloo", "rollout.n=8", "optim.lr=1e-3"],
+    "grpo": [*WITHOUT_VALUES, "algorithm.advantage=grpo", "rollout.n=4"],
+    "rloo": [*WITHOUT_VALUES, "algorithm.advantage=rloo", "rollout.n=4"],
     "reinforce_baseline": [
         *WITHOUT_VALUES,
         "algorithm.advantage=reinforce_baseline",
-        "rollout.n=8",
-        "optim.lr=1e-3",
+        "rollout.n=4",
     ],
 }
