@@ -68,7 +68,7 @@ def inspect_template(
         extra = next((name for name, value in given.items() if value), None)
         if extra is not None:
             raise UsageError(f"{policy} is a recipe, which decides {extra} itself: leave {extra} out")
-        reports = of_recipe(policy, data, messages, now, strict)
+        reports = of_recipe(ctx.obj, policy, data, messages, now, strict)
     else:
         reports = of_sides(
             (policy, policy_template, policy_tokens), (reward_model, rm_template, rm_tokens), data, messages,
@@ -93,12 +93,13 @@ def of_sides(
 
 
 def of_recipe(
-    source: str, data: Text, messages: Text, now: "datetime | None", strict: bool
+    console: Console, source: str, data: Text, messages: Text, now: "datetime | None", strict: bool
 ) -> "list[Report]":
     """The recipe's own sides, options and training data; --data takes the place of the data."""
     from rlhfctl.errors import RlhfctlError
     from rlhfctl.preflight.conversations import of_samples, read_conversations
     from rlhfctl.preflight.inputs import Inputs
+    from rlhfctl.preflight.remote import remote_sides
     from rlhfctl.preflight.template import gate
     from rlhfctl.recipe.load import load_recipe
 
@@ -111,7 +112,11 @@ def of_recipe(
             found = of_samples(Inputs(recipe, None, True).samples("train").samples, recipe.task == "ppo")
         except RlhfctlError:  # templates can be compared before the data is there
             found = None
-    reports = gate(recipe, found, clock=now, messages=conversation(messages))
+    missed: list[str] = []
+    remote = remote_sides(recipe.reward, missed)
+    for cause in missed:
+        console.error(f"warning: a remote reward is not compared: {cause}")
+    reports = gate(recipe, found, clock=now, messages=conversation(messages), remote=remote)
     for report in reports:
         report.options.strict = strict
         if recipe.template.on_mismatch == "warn":

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from rlhfctl.templates.sides import Side
 
 
-def remote_sides(reward: Reward | None) -> "list[Side]":
-    """A side for each remote reward model that answers; one that does not is a finding of the reward check."""
+def remote_sides(reward: Reward | None, missed: list[str] | None = None) -> "list[Side]":
+    """A side for each remote reward model that answers; of one that does not the cause is added to `missed` (in the
+    preflight it is a finding of the reward check)."""
     from rlhfctl.templates.sides import Side
 
     sides = []
@@ -20,7 +21,9 @@ def remote_sides(reward: Reward | None) -> "list[Side]":
             continue
         try:
             source = build_sources(Reward(sources=[section]))[0]
-        except RlhfctlError:
+        except RlhfctlError as error:
+            if missed is not None:
+                missed.append(error.message)
             continue
         from rlhfctl.rewards.remote import RemoteReward
 

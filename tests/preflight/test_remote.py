@@ -125,6 +125,9 @@ def test_the_template_of_a_remote_model_goes_through_the_gate(
     ]
     train = tmp_path / "rows.jsonl"
     train.write_text("".join(json.dumps({**row, "label": "1"}) + "\n" for row in rows))
+    shown = inspect_recipe(chains, tmp_path, url, train)
+    assert shown.returncode == 3, shown.stderr
+    assert url in shown.stdout
     refused = preflight(chains, {"url": url}, train)
     assert refused.exit_code == 3, refused.rows()
     assert any(finding.side in ("rm", "pair") for finding in graver(refused).values())
@@ -134,6 +137,27 @@ def test_the_template_of_a_remote_model_goes_through_the_gate(
         for finding in folded.findings
         if finding.severity == "error" and not finding.handled
     }
+
+
+def inspect_recipe(chains: Path, tmp_path: Path, url: str, train: Path) -> "subprocess.CompletedProcess[str]":
+    recipe = tmp_path / "inspected.yaml"
+    recipe.write_text(
+        f"""task: ppo
+name: inspected
+policy: {{path: {chains / "model"}}}
+reward: {{sources: [{{kind: remote, url: "{url}", retries: 0}}]}}
+data: {{train: [{{path: {train}}}]}}
+train: {{steps: 1}}
+"""
+    )
+    command = [sys.executable, "-m", "rlhfctl", "inspect-template", str(recipe)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_inspect_template_says_when_a_server_is_down(chains: Path, tmp_path: Path) -> None:
+    done = inspect_recipe(chains, tmp_path, "http://127.0.0.1:9", chains / "data/prompts.jsonl")
+    assert done.returncode in (0, 3), done.stderr
+    assert "warning: a remote reward is not compared: no reward server answers its handshake" in done.stderr
 
 
 def test_the_command_ends_with_the_exit_code_and_starts_nothing(chains: Path, tmp_path: Path) -> None:
