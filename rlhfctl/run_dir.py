@@ -97,6 +97,10 @@ class RunDir:
         return self.path / "final"
 
     @property
+    def warmup(self) -> Path:
+        return self.path / "warmup"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 
@@ -210,6 +214,11 @@ class RunDir:
         target = self.path / "value_model"
         self._commit(target, write, "the value model", "the last checkpoint is kept")
         return target
+
+    def commit_warmup(self, write: Callable[[Path], None]) -> Path:
+        """Write warmup/, the model that the second phase starts from, whole or not at all."""
+        self._commit(self.warmup, write, "the warm-up's model", "its last checkpoint is kept")
+        return self.warmup
 
     def prune_checkpoints(self, keep: int) -> None:
         """Remove all but the newest `keep` complete checkpoints, and any incomplete one."""

@@ -63,12 +63,13 @@ def restore(
     directory = ctx.run.newest_checkpoint()
     if directory is None:
         ctx.say("no checkpoint to resume from: starting at step 0")
-        if ctx.rank == 0:
-            for path in (ctx.run.metrics, ctx.run.samples, ctx.run.quarantine):
-                truncate_jsonl(path, -1)  # the evaluation before the first step is made again
-        barrier()
+        _forget_after(ctx, -1)  # the evaluation before the first step is made again
         return None
     state: dict[str, Any] = json.loads((directory / "trainer.json").read_text())
+    if 0 < state["step"] <= ctx.first:
+        ctx.say(f"resuming from the model of the first phase (step {ctx.first})")
+        _forget_after(ctx, ctx.first)
+        return None
     for name, model in models.items():
         if name == "policy":
             load_trainable(model, directory / "policy")
@@ -76,12 +77,17 @@ def restore(
             load_into(model, load_file(directory / f"{name}.safetensors"), directory)
     for name, optimizer in optimizers.items():
         optimizer.load_state(load_file(directory / f"{name}.optimizer.safetensors"))
-    if ctx.rank == 0:
-        for path in (ctx.run.metrics, ctx.run.samples, ctx.run.quarantine):
-            truncate_jsonl(path, state["step"])
-    barrier()
+    _forget_after(ctx, state["step"])
     ctx.say(f"resuming from {directory.name}")
     return state
+
+
+def _forget_after(ctx: RunContext, step: int) -> None:
+    """What later steps had logged is written again."""
+    if ctx.rank == 0:
+        for path in (ctx.run.metrics, ctx.run.samples, ctx.run.quarantine):
+            truncate_jsonl(path, step)
+    barrier()
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
@@ -110,10 +116,21 @@ def stop_if_asked(
     raise Interrupted(signum, f"interrupted at step {state['step']}; checkpoint kept, continue with --resume")
 
 
-def save_final(ctx: RunContext, model: nn.Module) -> None:
-    """final/: the policy in Hugging Face layout, whole or not at all."""
+def save_final(ctx: RunContext, model: nn.Module, step: int) -> None:
+    """final/: the policy in Hugging Face layout, whole or not at all. Of a phase that is not the last: the model that
+    the next one starts from, adapters merged, and the step it stands for."""
     if ctx.rank == 0:
         lora = ctx.recipe.policy.lora
-        merge = lora is not None and lora.merge_final
-        ctx.run.commit_final(lambda directory: export_policy(model, ctx.recipe.policy, directory, merge))
+        early = ctx.phase is not None and ctx.phase.model is not None
+        merge = lora is not None and (lora.merge_final or early)
+
+        def write(directory: Path) -> None:
+            export_policy(model, ctx.recipe.policy, directory, merge)
+            if early:
+                (directory / "phase.json").write_text(json.dumps({"step": step}))
+
+        if ctx.phase is not None and ctx.phase.model is not None:
+            ctx.run.commit_warmup(write)
+        else:
+            ctx.run.commit_final(write)
     barrier()

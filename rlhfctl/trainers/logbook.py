@@ -39,7 +39,8 @@ class Logbook:
         self.cpu, self.wall = cpu, time.perf_counter()
         if self.ctx.rank != 0:
             return
-        append_jsonl(self.ctx.run.metrics, {"step": step, **metrics, **seconds})
+        phase = {"phase": self.ctx.phase.number} if self.ctx.phase else {}
+        append_jsonl(self.ctx.run.metrics, {"step": step, **phase, **metrics, **seconds})
         self.ctx.run.write_status("running", step, attempt=self.ctx.attempt)
         if self.progress:
             self.progress.update(step, metrics)

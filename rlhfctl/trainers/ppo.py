@@ -37,10 +37,11 @@ def train(ctx: RunContext) -> None:
     if prm is not None:
         trained["implicit_prm"] = prm.model
         learners["implicit_prm"] = Optimizer(prm.model.named_parameters(), recipe.optim, prm.spec.lr, total)
+    total += ctx.first
     evaluator = Evaluator(ctx, encoder, sources)
 
     state: dict[str, Any] = {
-        "step": 0,
+        "step": ctx.first,
         "tokens": 0,
         "failures": 0,
         "prompts": 0,
@@ -114,7 +115,7 @@ def train(ctx: RunContext) -> None:
         if step + 1 < total:
             checkpoint.stop_if_asked(ctx, saved, trained, learners, state)
     logbook.close()
-    checkpoint.save_final(ctx, models.policy)
+    checkpoint.save_final(ctx, models.policy, total)
     for source in sources:
         source.close()
     engine.close()

@@ -72,7 +72,7 @@ def train(ctx: RunContext) -> None:
         if step + 1 < total:
             checkpoint.stop_if_asked(ctx, saved, models, optimizers, state)
     logbook.close()
-    checkpoint.save_final(ctx, policy)
+    checkpoint.save_final(ctx, policy, total)
 
 
 def train_batch(policy: nn.Module, data: SftData, rows: list[int], trained: int, budget: int) -> float:
