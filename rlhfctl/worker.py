@@ -33,6 +33,7 @@ TRAINERS = {
     "sft": "rlhfctl.trainers.sft",
     "rm": "rlhfctl.trainers.reward_model",
     "ppo": "rlhfctl.trainers.ppo",
+    "reft": "rlhfctl.trainers.reft",
     "oreo": "rlhfctl.trainers.oreo",
 }
 

@@ -19,7 +19,7 @@ VALUES = {
     "--engine": ("hf",),
     "--match": ("exact", "normalised", "fuzzy"),
 }
-TRAINING = ("sft", "rm", "ppo", "oreo")
+TRAINING = ("sft", "rm", "ppo", "reft", "oreo")
 SPECIAL = re.compile(r"""([\s'"\\$&;|<>()*?\[\]{}!#`~])""")
 
 

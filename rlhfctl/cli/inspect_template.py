@@ -102,6 +102,7 @@ def of_recipe(
     from rlhfctl.preflight.remote import remote_sides
     from rlhfctl.preflight.template import gate
     from rlhfctl.recipe.load import load_recipe
+    from rlhfctl.recipe.tasks import PpoRecipe
 
     recipe = load_recipe(source).recipe
     found = None
@@ -109,7 +110,9 @@ def of_recipe(
         found = read_conversations(data)
     else:
         try:
-            found = of_samples(Inputs(recipe, None, True).samples("train").samples, recipe.task == "ppo")
+            found = of_samples(
+                Inputs(recipe, None, True).samples("train").samples, isinstance(recipe, PpoRecipe)
+            )
         except RlhfctlError:  # templates can be compared before the data is there
             found = None
     missed: list[str] = []

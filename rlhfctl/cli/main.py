@@ -20,7 +20,7 @@ from rlhfctl.cli.inspect_template import inspect_template
 from rlhfctl.cli.recipes import recipes
 from rlhfctl.cli.report import report
 from rlhfctl.cli.serve_rm import serve_rm
-from rlhfctl.cli.train import oreo, ppo, rm, sft
+from rlhfctl.cli.train import oreo, ppo, reft, rm, sft
 from rlhfctl.errors import RlhfctlError
 
 SECTIONS = {
@@ -33,6 +33,7 @@ BUILT: dict[str, Callable[..., int]] = {
     "sft": sft,
     "rm": rm,
     "ppo": ppo,
+    "reft": reft,
     "oreo": oreo,
     "inspect-template": inspect_template,
     "eval": evaluate,

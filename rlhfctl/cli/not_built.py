@@ -7,9 +7,7 @@ import typer
 from rlhfctl.errors import UsageError
 
 # Shown in the help; a command leaves this table when it is built.
-COMMANDS = {
-    "reft": "Reinforced fine-tuning",
-}
+COMMANDS: dict[str, str] = {}
 # Any argument or flag is taken, so that the answer is always that the command is not built.
 TAKES_ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True}
 

@@ -110,6 +110,33 @@ def ppo(
     return train(ctx.obj, "ppo", recipe, overrides or [], run_dir, resume, dry_run)
 
 
+def reft(
+    ctx: typer.Context,
+    recipe: RecipeArgument = None,
+    overrides: OverridesArgument = None,
+    run_dir: RunDirOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Supervised warm-up, then PPO on the same questions (ReFT).
+
+    \b
+    RECIPE     a path, - for stdin, or a shipped name (rlhfctl recipes)
+    KEY=VALUE  a change of a recipe key: optim.lr=1e-5 data.train.0.path=f.jsonl
+
+    \b
+    Examples:
+      rlhfctl reft quickstart/reft
+      rlhfctl reft my.yaml warmup.epochs=2 algorithm.kl_coef=0.01
+      rlhfctl reft my.yaml --dry-run --json
+      rlhfctl reft --resume --run-dir runs/e
+    """
+    return train(ctx.obj, "reft", recipe, overrides or [], run_dir, resume, dry_run)
+
+
 def oreo(
     ctx: typer.Context,
     recipe: RecipeArgument = None,

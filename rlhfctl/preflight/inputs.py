@@ -13,6 +13,7 @@ from rlhfctl.errors import RlhfctlError
 from rlhfctl.preflight.devices import Machine, this_machine
 from rlhfctl.preflight.weights import Checkpoint, read_checkpoint
 from rlhfctl.recipe.sections import ModelSource, Rollout, VerifierSource
+from rlhfctl.recipe.tasks import PpoRecipe
 
 if TYPE_CHECKING:
     from rlhfctl.data.encode import DropReport, PromptRow, SftRow
@@ -169,7 +170,7 @@ class Inputs:
 
     def answered(self, split: str) -> bool:
         """Whether the policy answers this split's prompts (else it is trained or measured on its responses)."""
-        return self.recipe.task == "ppo" or (split == "eval" and self.recipe.reward is not None)
+        return isinstance(self.recipe, PpoRecipe) or (split == "eval" and self.recipe.reward is not None)
 
     @property
     def rollout(self) -> Rollout:

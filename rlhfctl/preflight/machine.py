@@ -11,6 +11,7 @@ from rlhfctl.preflight.inputs import Inputs, NotThere, locate
 from rlhfctl.preflight.nodes import port_is_free, split_endpoint, this_node
 from rlhfctl.preflight.weights import parameters_of_config
 from rlhfctl.recipe.sections import VerifierSource
+from rlhfctl.recipe.tasks import PpoRecipe
 
 GIB = 1 << 30
 MOMENTS = 8  # bytes per trained parameter: AdamW's two moments in float32
@@ -50,7 +51,7 @@ def package_findings(inputs: Inputs) -> list[Finding]:
         wanted["pyarrow"] = "parquet files"
     if any(isinstance(s, VerifierSource) and s.name == "math_answer" for s in inputs.verifiers):
         wanted["math_verify"] = "the verifier math_answer"
-    if recipe.task == "ppo" and recipe.rollout.engine == "vllm":
+    if isinstance(recipe, PpoRecipe) and recipe.rollout.engine == "vllm":
         wanted["vllm"] = "rollout.engine vllm"
     missing = {name: why for name, why in wanted.items() if importlib.util.find_spec(name) is None}
     if not missing:
@@ -161,7 +162,7 @@ def network_findings(inputs: Inputs) -> list[Finding]:
 def engine_findings(inputs: Inputs) -> list[Finding]:
     """X010: vLLM's attention on the CPU is compiled for some head sizes only."""
     recipe = inputs.recipe
-    if recipe.task != "ppo" or recipe.rollout.engine != "vllm" or inputs.machine.usable_gpus:
+    if not isinstance(recipe, PpoRecipe) or recipe.rollout.engine != "vllm" or inputs.machine.usable_gpus:
         return []
     try:
         config = inputs.config(inputs.policy_path)
@@ -247,7 +248,7 @@ def trained_parameters(inputs: Inputs, parameters: int) -> int:
 def other_models(inputs: Inputs, parameters: int) -> int:
     """Parameters of frozen copies: the reference (LoRA needs none) and reward models."""
     recipe = inputs.recipe
-    if recipe.task != "ppo":
+    if not isinstance(recipe, PpoRecipe):
         return 0
     total = 0
     if recipe.algorithm.kl_coef > 0 and (recipe.policy.lora is None or recipe.reference is not None):
@@ -260,7 +261,7 @@ def other_models(inputs: Inputs, parameters: int) -> int:
 
 def critic_parameters(inputs: Inputs, parameters: int) -> int:
     recipe = inputs.recipe
-    if recipe.task != "ppo" or recipe.algorithm.advantage != "gae":
+    if not isinstance(recipe, PpoRecipe) or recipe.algorithm.advantage != "gae":
         return 0
     return 0 if recipe.value_model is not None and recipe.value_model.shared_trunk else parameters
 

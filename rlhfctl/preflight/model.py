@@ -10,6 +10,7 @@ from rlhfctl.errors import RlhfctlError
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, locate, looks_like_hub_id
 from rlhfctl.preflight.weights import Checkpoint, Entry, read_floats
+from rlhfctl.recipe.tasks import PpoRecipe
 
 
 def check(inputs: Inputs) -> Iterator[Finding]:
@@ -32,7 +33,7 @@ def named_models(inputs: Inputs) -> list[tuple[str, str, bool]]:
         ("policy.from_config", policy.from_config, False),
         ("policy.tokenizer", policy.tokenizer, False),
     ]
-    if recipe.task == "ppo":
+    if isinstance(recipe, PpoRecipe):
         models.append(("reference", recipe.reference, True))
         if recipe.value_model is not None and recipe.value_model.init not in ("policy", "reward_model"):
             models.append(("value_model.init", recipe.value_model.init, True))
@@ -225,7 +226,7 @@ def head_findings(
 def check_options(inputs: Inputs) -> list[Finding]:
     """W010 value_model.init without its model, W011 LoRA modules that do not exist, W012 foreign code."""
     recipe, findings = inputs.recipe, []
-    value_model = recipe.value_model if recipe.task == "ppo" else None
+    value_model = recipe.value_model if isinstance(recipe, PpoRecipe) else None
     if value_model is not None and value_model.init == "reward_model" and not inputs.reward_models:
         findings.append(
             error(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Encoded, Inputs, NotThere
 from rlhfctl.preflight.machine import world_size
+from rlhfctl.recipe.tasks import PpoRecipe
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 
@@ -23,7 +24,7 @@ def batch_findings(inputs: Inputs) -> list[Finding]:
     """S001 fewer samples than ranks, S002 an uneven share."""
     recipe, world = inputs.recipe, world_size(inputs)
     unit, name = recipe.train.batch_size, "train.batch_size"
-    if recipe.task == "ppo":
+    if isinstance(recipe, PpoRecipe):
         unit, name = recipe.train.batch_size // recipe.rollout.n, "train.batch_size / rollout.n (prompts)"
     if unit < world:
         return [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlhfctl.errors import RlhfctlError, TemplateMismatch
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere
+from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.templates.traits import Traits
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def check_gate(inputs: Inputs) -> Iterator[Finding]:
     inputs.directory(inputs.tokenizer_path)
     conversations: Conversations | None = None
     with suppress(NotThere):  # the data check has reported it
-        conversations = of_samples(inputs.samples("train").samples, recipe.task == "ppo")
+        conversations = of_samples(inputs.samples("train").samples, isinstance(recipe, PpoRecipe))
     seen = set()
     models = [model for model in inputs.reward_models if readable(inputs, model.path)]
     remote = [] if inputs.quick else remote_sides(recipe.reward)
@@ -71,7 +72,9 @@ def check_gate(inputs: Inputs) -> Iterator[Finding]:
             if found.severity == "info" or key in seen:
                 continue
             seen.add(key)
-            if found.side == "policy" and found.id not in (TRAINED if recipe.task != "ppo" else SAMPLED):
+            if found.side == "policy" and found.id not in (
+                TRAINED if not isinstance(recipe, PpoRecipe) else SAMPLED
+            ):
                 continue
             if recipe.template.on_mismatch == "warn" and found.severity == "error":
                 found.severity = "warning"
@@ -128,7 +131,7 @@ def gate(
     for right in rights or [None]:
         report = inspect(left, right, options)
         for found in report.findings:
-            sampled = recipe.task == "ppo" and found.side == "policy" and found.id in SAMPLED_SAFE
+            sampled = isinstance(recipe, PpoRecipe) and found.side == "policy" and found.id in SAMPLED_SAFE
             found.handled = found.handled or sampled or found.id in SAFE or found.id in section.allow
         reports.append(report)
     return reports

@@ -132,7 +132,12 @@ def make_rows(seed: int) -> dict[str, list[dict[str, Any]]]:
         "pairs_eval": [_pair(f"pair-eval-{i}", prompt, hard, judged) for i, prompt in enumerate(held_out)],
         "steps": [_steps(f"steps-{i}", prompt, hard, judged) for i, prompt in enumerate(stepped)],
         "sft": [
-            {"id": f"sft-{i}", "prompt": f"{prompt}?", "response": chain(prompt, hard, rng)}
+            {
+                "id": f"sft-{i}",
+                "prompt": f"{prompt}?",
+                "response": chain(prompt, hard, rng),
+                "label": chain(prompt)[-1],
+            }
             for i, prompt in enumerate(sft)
         ],
         "prompts": [_question(f"rl-{i}", prompt) for i, prompt in enumerate(rl)],

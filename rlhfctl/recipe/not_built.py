@@ -5,7 +5,7 @@ A line leaves this file when its feature arrives in sections.py or tasks.py. `*`
 
 from rlhfctl.recipe.yaml12 import Path
 
-TASKS = ("reft",)
+TASKS: tuple[str, ...] = ()
 
 KEYS = (
     "deepspeed",

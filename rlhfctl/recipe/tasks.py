@@ -8,6 +8,7 @@ from rlhfctl.recipe import token_rewards
 from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.guard import Guard
 from rlhfctl.recipe.ignored import GROUP_ESTIMATORS, ignored_keys, ignored_keys_of_oreo, ignored_keys_of_rm
+from rlhfctl.recipe.reft_sections import ReftAlgorithm, Warmup
 from rlhfctl.recipe.sections import (
     Data,
     ImplicitPrm,
@@ -158,6 +159,28 @@ class PpoRecipe(Recipe):
         return self
 
 
+class ReftRecipe(PpoRecipe):
+    task: Literal["reft"] = Field(description="a supervised warm-up, then ppo on the same questions")  # type: ignore[assignment]
+    warmup: Warmup | None = Field(description="the first phase; null: policy.path is warmed up already")
+    value_model: ValueModel | None = Field(
+        default_factory=lambda: ValueModel(shared_trunk=True),
+        description="default: one head on the policy's own trunk",
+    )
+    algorithm: ReftAlgorithm = Field(default_factory=ReftAlgorithm)
+
+    @model_validator(mode="after")
+    def phases_agree(self) -> Self:
+        if self.warmup is None and self.policy.path is None:
+            raise ValueError("warmup null needs policy.path: random weights are not warmed up")
+        if self.warmup is not None and self.reference is not None:
+            raise ValueError("reference is the end of the warm-up: remove it, or set warmup to null")
+        if self.policy.lora is not None and not self.policy.lora.merge_final and self.warmup is not None:
+            raise ValueError(
+                "policy.lora.merge_final false would leave an adapter of the warm-up's model: it must be true"
+            )
+        return self
+
+
 class OreoRecipe(Recipe):
     task: Literal["oreo"] = Field(description="offline reasoning optimisation from scored trajectories")
     reference: str | None = Field(
@@ -200,10 +223,11 @@ class OreoRecipe(Recipe):
         return self.rollout or Rollout()
 
 
-TASKS: dict[str, type[SftRecipe] | type[RmRecipe] | type[PpoRecipe] | type[OreoRecipe]] = {
+TASKS: dict[str, type[SftRecipe] | type[RmRecipe] | type[PpoRecipe] | type[ReftRecipe] | type[OreoRecipe]] = {
     "sft": SftRecipe,
     "rm": RmRecipe,
     "ppo": PpoRecipe,
+    "reft": ReftRecipe,
     "oreo": OreoRecipe,
 }
-AnyRecipe = SftRecipe | RmRecipe | PpoRecipe | OreoRecipe
+AnyRecipe = SftRecipe | RmRecipe | PpoRecipe | ReftRecipe | OreoRecipe

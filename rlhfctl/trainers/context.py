@@ -25,7 +25,8 @@ class RunContext:
     """One rank's view of the run.
 
     stop_signal: returns the number of the signal that asked the run to stop, or None; trainers ask it at each step
-    boundary through `trainers.checkpoint`. phase: None in a run of one. say: prints one line on stderr (rank 0 only) and to the rank's log.
+    boundary through `trainers.checkpoint`. say: prints one line on stderr (rank 0 only) and to the rank's log. phase:
+    None in a run of one.
     """
 
     recipe: AnyRecipe

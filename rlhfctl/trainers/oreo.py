@@ -104,7 +104,7 @@ def train(ctx: RunContext) -> None:
     logbook.close()
     engine.close()
     save_critic(ctx, recipe, critic)
-    checkpoint.save_final(ctx, policy)
+    checkpoint.save_final(ctx, policy, total)
 
 
 def train_batch(

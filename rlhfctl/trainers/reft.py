@@ -6,6 +6,7 @@ KL penalty is measured against, in every attempt.
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from rlhfctl.recipe.tasks import PpoRecipe, ReftRecipe, SftRecipe
 from rlhfctl.run_dir import is_complete
@@ -27,7 +28,7 @@ def train(ctx: RunContext) -> None:
     ppo.train(replace(ctx, recipe=second, phase=Phase(2, first, None)))
 
 
-def shared(recipe: ReftRecipe, task: type[SftRecipe] | type[PpoRecipe]) -> dict[str, object]:
+def shared(recipe: ReftRecipe, task: type[SftRecipe] | type[PpoRecipe]) -> dict[str, Any]:
     """The sections that both have; checked when the run's recipe was."""
     return {name: getattr(recipe, name) for name in task.model_fields if hasattr(recipe, name)}
 

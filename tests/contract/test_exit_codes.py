@@ -10,7 +10,7 @@ import pytest
 from rlhfctl.cli.exit_codes import STATUS
 
 COMMAND = [sys.executable, "-m", "rlhfctl"]
-NOT_BUILT = ["reft"]
+NOT_BUILT: list[str] = []
 
 
 def ended(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -81,9 +81,11 @@ def test_the_wrong_command_names_the_right_one(recipe_file: Write) -> None:
         ("# only a comment\n", "the recipe is empty"),
         ("- a\n", "the recipe is a list, not sections"),
         ("just words\n", 'the recipe is "just words", not sections'),
-        ("name: x\n", "r.yaml:1:1: missing key task: one of sft, rm, ppo, oreo"),
-        ("task: sfd\n", 'r.yaml:1:7: task must be one of sft, rm, ppo, oreo, not "sfd"; did you mean sft?'),
-        ("task: reft\n", "r.yaml:1:7: task reft is not built yet"),
+        ("name: x\n", "r.yaml:1:1: missing key task: one of sft, rm, ppo, reft, oreo"),
+        (
+            "task: sfd\n",
+            'r.yaml:1:7: task must be one of sft, rm, ppo, reft, oreo, not "sfd"; did you mean sft?',
+        ),
     ],
 )
 def test_a_recipe_that_is_none(recipe_file: Write, text: str, said: str) -> None:
@@ -222,7 +224,7 @@ def test_overrides_reach_every_kind_of_key(recipe_file: Write) -> None:
         ("deepspeed.zero_stage=2", "deepspeed is not built yet"),
         ("policy.quantization=none", "policy.quantization is not built yet"),
         ("tracking={wandb: x}", "tracking is not built yet"),
-        ("algorithm.kl_coef=1", "algorithm is for rm and ppo and oreo, and this is a recipe of sft"),
+        ("algorithm.kl_coef=1", "algorithm is for rm and ppo and reft and oreo, and this is a recipe of sft"),
         ("launch.launcher=deepspeed", "launch.launcher deepspeed is not built yet"),
         ("train.epochs=2", "give either train.steps or train.epochs (the other one null)"),
     ],
