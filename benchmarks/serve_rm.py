@@ -12,6 +12,7 @@ another's. Without --model a small one of the quickstart's size is made here.
 import argparse
 import asyncio
 import json
+import os
 import random
 import socket
 import subprocess
@@ -24,6 +25,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+os.environ.setdefault(
+    "DS_ACCELERATOR", "cpu"
+)  # deepspeed, where installed, warns on stdout where it must guess
 CLIENTS = (16, 64, 500)
 FAULTS = 0.05
 

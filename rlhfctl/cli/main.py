@@ -11,7 +11,6 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from rlhfctl.cli import not_built
 from rlhfctl.cli.console import Console, give_up
 from rlhfctl.cli.doctor import doctor
 from rlhfctl.cli.evaluate import evaluate
@@ -29,7 +28,7 @@ SECTIONS = {
     "Serve": ("serve-rm",),
     "Look around": ("recipes", "doctor"),
 }
-BUILT: dict[str, Callable[..., int]] = {
+COMMANDS: dict[str, Callable[..., int]] = {
     "sft": sft,
     "rm": rm,
     "ppo": ppo,
@@ -98,14 +97,7 @@ def root(
 def add_commands() -> None:
     """In the order of SECTIONS."""
     for name in (name for names in SECTIONS.values() for name in names):
-        if name in BUILT:
-            app.command(name)(BUILT[name])
-        else:
-            app.command(
-                name,
-                help=f"{not_built.COMMANDS[name]} (not built yet)",
-                context_settings=not_built.TAKES_ANYTHING,
-            )(not_built.refuse(name))
+        app.command(name)(COMMANDS[name])
 
 
 add_commands()

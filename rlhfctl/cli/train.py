@@ -1,7 +1,8 @@
-"""sft, rm, ppo, reft, oreo: five signatures, one body. What was checked is what runs: the resolved recipe."""
+"""sft, rm, ppo, reft, oreo: five names, one body. What was checked is what runs: the resolved recipe."""
 
 import shlex
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,139 +30,80 @@ if TYPE_CHECKING:
 LONGER = {"train.steps", "train.epochs"}
 
 
-def sft(
-    ctx: typer.Context,
-    recipe: RecipeArgument = None,
-    overrides: OverridesArgument = None,
-    run_dir: RunDirOption = None,
-    resume: ResumeOption = False,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-) -> int:
-    """Supervised fine-tuning on prompts and responses.
+HELP = """{summary}
 
-    \b
-    RECIPE     a path, - for stdin, or a shipped name (rlhfctl recipes)
-    KEY=VALUE  a change of a recipe key: optim.lr=1e-5 data.train.0.path=f.jsonl
+\b
+RECIPE     a path, - for stdin, or a shipped name (rlhfctl recipes)
+KEY=VALUE  a change of a recipe key: optim.lr=1e-5 data.train.0.path=f.jsonl
 
-    \b
-    Examples:
-      rlhfctl sft quickstart/sft
-      rlhfctl sft my.yaml optim.lr=2e-5 train.epochs=2 --run-dir runs/a
-      rlhfctl sft my.yaml --dry-run > resolved.yaml
-      rlhfctl sft --resume --run-dir runs/a
-    """
-    return train(ctx.obj, "sft", recipe, overrides or [], run_dir, resume, dry_run)
+\b
+Examples:
+  {examples}
+"""
 
 
-def rm(
-    ctx: typer.Context,
-    recipe: RecipeArgument = None,
-    overrides: OverridesArgument = None,
-    run_dir: RunDirOption = None,
-    resume: ResumeOption = False,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-) -> int:
-    """Reward model from pairs, right or wrong answers, or steps.
+def command(task: str, summary: str, *examples: str) -> Callable[..., int]:
+    """The command of one task; its docstring is its help."""
 
-    \b
-    RECIPE     a path, - for stdin, or a shipped name (rlhfctl recipes)
-    KEY=VALUE  a change of a recipe key: optim.lr=1e-5 data.train.0.path=f.jsonl
+    def run(
+        ctx: typer.Context,
+        recipe: RecipeArgument = None,
+        overrides: OverridesArgument = None,
+        run_dir: RunDirOption = None,
+        resume: ResumeOption = False,
+        dry_run: DryRunOption = False,
+        json: JsonOption = False,
+        quiet: QuietOption = False,
+        verbose: VerboseOption = False,
+    ) -> int:
+        return train(ctx.obj, task, recipe, overrides or [], run_dir, resume, dry_run)
 
-    \b
-    Examples:
-      rlhfctl rm quickstart/rm policy.path=runs/a/final
-      rlhfctl rm my.yaml algorithm.objective=outcome
-      rlhfctl rm my.yaml --dry-run --json
-      rlhfctl rm --resume --run-dir runs/c
-    """
-    return train(ctx.obj, "rm", recipe, overrides or [], run_dir, resume, dry_run)
+    run.__doc__ = HELP.format(
+        summary=summary, examples="\n  ".join(f"rlhfctl {task} {each}" for each in examples)
+    )
+    return run
 
 
-def ppo(
-    ctx: typer.Context,
-    recipe: RecipeArgument = None,
-    overrides: OverridesArgument = None,
-    run_dir: RunDirOption = None,
-    resume: ResumeOption = False,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-) -> int:
-    """Reinforcement learning from rewards (PPO, GRPO, RLOO).
-
-    \b
-    RECIPE     a path, - for stdin, or a shipped name (rlhfctl recipes)
-    KEY=VALUE  a change of a recipe key: optim.lr=1e-5 data.train.0.path=f.jsonl
-
-    \b
-    Examples:
-      rlhfctl ppo quickstart/ppo policy.path=runs/a/final
-      rlhfctl ppo my.yaml algorithm.kl_coef=0.02 rollout.n=4
-      rlhfctl ppo my.yaml --dry-run --json
-      rlhfctl ppo --resume --run-dir runs/b
-    """
-    return train(ctx.obj, "ppo", recipe, overrides or [], run_dir, resume, dry_run)
-
-
-def reft(
-    ctx: typer.Context,
-    recipe: RecipeArgument = None,
-    overrides: OverridesArgument = None,
-    run_dir: RunDirOption = None,
-    resume: ResumeOption = False,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-) -> int:
-    """Supervised warm-up, then PPO on the same questions (ReFT).
-
-    \b
-    RECIPE     a path, - for stdin, or a shipped name (rlhfctl recipes)
-    KEY=VALUE  a change of a recipe key: optim.lr=1e-5 data.train.0.path=f.jsonl
-
-    \b
-    Examples:
-      rlhfctl reft quickstart/reft
-      rlhfctl reft my.yaml warmup.epochs=2 algorithm.kl_coef=0.01
-      rlhfctl reft my.yaml --dry-run --json
-      rlhfctl reft --resume --run-dir runs/e
-    """
-    return train(ctx.obj, "reft", recipe, overrides or [], run_dir, resume, dry_run)
-
-
-def oreo(
-    ctx: typer.Context,
-    recipe: RecipeArgument = None,
-    overrides: OverridesArgument = None,
-    run_dir: RunDirOption = None,
-    resume: ResumeOption = False,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-) -> int:
-    """Offline reasoning optimisation from scored answers.
-
-    \b
-    RECIPE     a path, - for stdin, or a shipped name (rlhfctl recipes)
-    KEY=VALUE  a change of a recipe key: optim.lr=1e-5 data.train.0.path=f.jsonl
-
-    \b
-    Examples:
-      rlhfctl oreo my.yaml policy.path=runs/a/final
-      rlhfctl oreo my.yaml algorithm.level=step algorithm.beta=0.05
-      rlhfctl oreo my.yaml --dry-run --json
-      rlhfctl oreo --resume --run-dir runs/d
-    """
-    return train(ctx.obj, "oreo", recipe, overrides or [], run_dir, resume, dry_run)
+sft = command(
+    "sft",
+    "Supervised fine-tuning on prompts and responses.",
+    "quickstart/sft",
+    "my.yaml optim.lr=2e-5 train.epochs=2 --run-dir runs/a",
+    "my.yaml --dry-run > resolved.yaml",
+    "--resume --run-dir runs/a",
+)
+rm = command(
+    "rm",
+    "Reward model from pairs, right or wrong answers, or steps.",
+    "quickstart/rm policy.path=runs/a/final",
+    "my.yaml algorithm.objective=outcome",
+    "my.yaml --dry-run --json",
+    "--resume --run-dir runs/c",
+)
+ppo = command(
+    "ppo",
+    "Reinforcement learning from rewards (PPO, GRPO, RLOO).",
+    "quickstart/ppo policy.path=runs/a/final",
+    "my.yaml algorithm.kl_coef=0.02 rollout.n=4",
+    "my.yaml --dry-run --json",
+    "--resume --run-dir runs/b",
+)
+reft = command(
+    "reft",
+    "Supervised warm-up, then PPO on the same questions (ReFT).",
+    "quickstart/reft",
+    "my.yaml warmup.epochs=2 algorithm.kl_coef=0.01",
+    "my.yaml --dry-run --json",
+    "--resume --run-dir runs/e",
+)
+oreo = command(
+    "oreo",
+    "Offline reasoning optimisation from scored answers.",
+    "my.yaml policy.path=runs/a/final",
+    "my.yaml algorithm.level=step algorithm.beta=0.05",
+    "my.yaml --dry-run --json",
+    "--resume --run-dir runs/d",
+)
 
 
 def train(
@@ -175,7 +117,6 @@ def train(
 ) -> int:
     """Load, choose the directory, check, and start; returns the exit code of the command."""
     from rlhfctl.cli.run_rules import leads, new_run
-    from rlhfctl.preflight.run import run_preflight
     from rlhfctl.recipe.load import load_recipe
 
     if resume:
@@ -195,6 +136,8 @@ def train(
         console.note(f"run directory: {run.path}")
     for key, change in changed.items():
         console.note(f"changed: {key} {change}")
+
+    from rlhfctl.preflight.run import run_preflight  # not before: a wrong key is told without its imports
 
     report = run_preflight(loaded, run_dir=run.path)
     console.report(report)

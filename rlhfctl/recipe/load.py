@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rlhfctl.errors import UsageError
-from rlhfctl.recipe import not_built, yaml12
+from rlhfctl.recipe import yaml12
 from rlhfctl.recipe.catalogue import shipped_names, shipped_path
 from rlhfctl.recipe.errors import Place, Problem, RecipeError
 from rlhfctl.recipe.explain import one_of, problems_of, shown
@@ -150,9 +150,7 @@ def checked_task(tree: Tree, problems: list[Problem]) -> str:
     near: list[str] = []
     if isinstance(task, str) and task in TASKS:
         return task
-    if task in not_built.TASKS:
-        message = f"task {task} is not built yet: this version has {' and '.join(TASKS)}"
-    elif "task" not in tree.root:
+    if "task" not in tree.root:
         message = f"missing key task: {one_of(TASKS)}"
     else:
         message = f"task must be {one_of(TASKS)}, not {shown(task)}"

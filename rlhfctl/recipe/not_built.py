@@ -5,8 +5,6 @@ A line leaves this file when its feature arrives in sections.py or tasks.py. `*`
 
 from rlhfctl.recipe.yaml12 import Path
 
-TASKS: tuple[str, ...] = ()
-
 KEYS = (
     "deepspeed",
     "tracking",

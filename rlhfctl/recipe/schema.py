@@ -3,14 +3,11 @@
 from typing import Any
 
 from rlhfctl.errors import UsageError
-from rlhfctl.recipe import not_built
 from rlhfctl.recipe.tasks import TASKS
 
 
 def json_schema(task: str) -> dict[str, Any]:
-    """Raises UsageError for a task that does not exist or is not built."""
-    if task in not_built.TASKS:
-        raise UsageError(f"{task} is not built yet: there are schemas of {' and '.join(TASKS)}")
+    """Raises UsageError for a task that does not exist."""
     if task not in TASKS:
         raise UsageError(f"there is no task {task}: it is one of {', '.join(TASKS)}")
     schema = TASKS[task].model_json_schema()

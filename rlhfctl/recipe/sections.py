@@ -14,9 +14,12 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, and values are checked on assignment too."""
+    """Base of all sections: unknown keys are errors, and values are checked on assignment too.
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+    Validators are built when a value is first checked: completions and help read the fields alone.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, defer_build=True)
 
 
 class Lora(Section):

@@ -19,7 +19,7 @@ def test_list(cli: Cli) -> None:
     assert listed.err == ""
     rows = cli("recipes", "--json").object["recipes"]
     assert [row["name"] for row in rows] == shipped_names()
-    assert {row["task"] for row in rows} == {"sft", "rm", "ppo", "oreo"}
+    assert {row["task"] for row in rows} == {"sft", "rm", "ppo", "reft", "oreo"}
 
 
 def test_show_is_the_file_itself_and_runs_as_a_recipe(cli: Cli) -> None:
@@ -58,7 +58,6 @@ def test_mistakes(cli: Cli) -> None:
         (["show"], "which one?"),
         (["show", "quickstart/pppo"], "did you mean quickstart/ppo?"),
         (["schema"], "of which task?"),
-        (["schema", "reft"], "reft is not built yet"),
         (["schema", "dpo"], "there is no task dpo"),
         (["list", "quickstart/ppo"], "takes no name"),
     ]:

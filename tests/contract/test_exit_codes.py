@@ -10,7 +10,6 @@ import pytest
 from rlhfctl.cli.exit_codes import STATUS
 
 COMMAND = [sys.executable, "-m", "rlhfctl"]
-NOT_BUILT: list[str] = []
 
 
 def ended(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -32,7 +31,6 @@ def ended(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
         (["ppo", "quickstart/ppo", "optim.lr"], "not KEY=VALUE"),
         (["ppo", "-"], "<stdin>:1:1: the recipe is empty"),
         (["recipes", "sow"], "did you mean show?"),
-        *([[name, "x", "-n", "--anything"], f"rlhfctl {name} is not built yet"] for name in NOT_BUILT),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(words: list[str], said: str, tmp_path: Path) -> None:

@@ -176,6 +176,6 @@ DIGESTS = {
     "pairs.jsonl": "4730567faa56a62f",
     "pairs_eval.jsonl": "37bd16777305e36c",
     "prompts.jsonl": "1d04d2f0d85d4510",
-    "sft.jsonl": "c1f57c81aa89318b",
+    "sft.jsonl": "bda60cadf54e4f3b",
     "steps.jsonl": "1e3e2edb90e3fc4b",
 }
