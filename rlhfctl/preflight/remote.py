@@ -17,8 +17,8 @@ def remote_sides(reward: Reward | None, missed: list[str] | None = None) -> "lis
 
     sides = []
     for section in reward.sources if reward is not None else []:
-        if not isinstance(section, RemoteSource):
-            continue
+        if not isinstance(section, RemoteSource) or section.protocol == "openrlhf":
+            continue  # that protocol does not tell the template
         try:
             source = build_sources(Reward(sources=[section]))[0]
         except RlhfctlError as error:

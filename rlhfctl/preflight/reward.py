@@ -11,7 +11,7 @@ from rlhfctl.errors import RlhfctlError
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, spread
 from rlhfctl.preflight.weights import score_read
-from rlhfctl.recipe.sections import ModelSource
+from rlhfctl.recipe.sections import ModelSource, RemoteSource, Reward
 from rlhfctl.rewards.build import Source, build_sources
 from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.rewards.sample import reward_sample
@@ -48,8 +48,11 @@ def check(inputs: Inputs) -> list[Finding]:
         return findings
     probes = make_probes(samples)
     try:
+        rendered = any(isinstance(each, RemoteSource) and each.query == "rendered" for each in reward.sources)
         sources = build_sources(
-            reward.model_copy(update={"sources": callable_sources}), template=inputs.recipe.template
+            reward.model_copy(update={"sources": callable_sources}),
+            inputs.encoder if rendered else None,
+            inputs.recipe.template,
         )
     except RlhfctlError as error:
         return [
@@ -69,7 +72,12 @@ def check(inputs: Inputs) -> list[Finding]:
         for source in sources:
             source.close()
     silent = [finding for source in sources for finding in silent_servers(source)]
-    return findings + silent + judged_together(found, [pays(source) for source in sources])
+    return (
+        findings
+        + silent
+        + unseen_templates(reward)
+        + judged_together(found, [pays(source) for source in sources])
+    )
 
 
 def judged_together(found: list[list[Finding]], paying: list[bool]) -> list[Finding]:
@@ -189,6 +197,24 @@ def silent_servers(source: Source) -> list[Finding]:
             "reward",
         )
         for url, why in getattr(source, "silent", {}).items()
+    ]
+
+
+def unseen_templates(reward: Reward) -> list[Finding]:
+    """R009: prompts rendered for the policy go to a server that does not tell its template."""
+    return [
+        Finding(
+            "R009",
+            "warning",
+            f"the reward server {source.url or str(source.urls)} gets prompts in the policy's chat template",
+            "a reward model scores texts in another format than its own without an error, and worse; protocol openrlhf "
+            "does not tell what it was trained on",
+            "send query: plain to rules; serve a reward model with rlhfctl serve-rm and protocol rlhfctl, or put R009 "
+            "into template.allow where both templates are the same",
+            "reward",
+        )
+        for source in reward.sources
+        if isinstance(source, RemoteSource) and source.query == "rendered"
     ]
 
 

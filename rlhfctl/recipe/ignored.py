@@ -6,6 +6,7 @@ A key at its default is never reported, so a resolved recipe, which spells out e
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlhfctl.recipe.sections import Reward
     from rlhfctl.recipe.tasks import OreoRecipe, PpoRecipe, RmRecipe
 
 GROUP_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_baseline")
@@ -100,6 +101,27 @@ def ignored_keys(recipe: "PpoRecipe") -> list[str]:
     if recipe.reference is not None and not penalised:
         found.append("reference is ignored here: it belongs to algorithm.kl_coef above 0")
     return found
+
+
+def ignored_keys_of_reward(reward: "Reward") -> list[str]:
+    """As ignored_keys, of the sources."""
+    speaks = [getattr(source, "protocol", None) == "openrlhf" for source in reward.sources]
+    table: list[tuple[str, Any, str, bool, str]] = [
+        ("reward", reward, "match", any(speaks), "a remote source with protocol openrlhf"),
+        ("reward", reward, "match_threshold", reward.match is not None, "reward.match"),
+    ]
+    for place, (source, openrlhf) in enumerate(zip(reward.sources, speaks, strict=True)):
+        if source.kind != "remote":
+            continue
+        where = f"reward.sources.{place}"
+        table.append((where, source, "query", openrlhf, "protocol openrlhf"))
+        for key in ("template_sha256", "fingerprint", "span_weight", "step_reward"):
+            table.append((where, source, key, not openrlhf, "protocol rlhfctl"))
+    return [
+        f"{section}.{key} is ignored here: it belongs to {owner}"
+        for section, values, key, used, owner in table
+        if not used and getattr(values, key) != type(values).model_fields[key].default
+    ]
 
 
 def ignored_keys_of_rm(recipe: "RmRecipe") -> list[str]:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rlhfctl.recipe.ignored import ignored_keys_of_reward
+
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -138,6 +140,14 @@ class RemoteSource(RewardSource):
     urls: list[str] | None = Field(
         None, min_length=1, description="several equal services instead of url: shared load, and failover"
     )
+    protocol: Literal["rlhfctl", "openrlhf"] = Field(
+        "rlhfctl",
+        description="rlhfctl: whole samples and a handshake; openrlhf: query, prompts and labels to URL/get_reward",
+    )
+    query: Literal["plain", "rendered"] = Field(
+        "plain",
+        description="openrlhf: prompts as the texts of their messages, or as the policy's chat template renders them",
+    )
     api_key_env: str | None = Field(None, description="environment variable that holds the bearer token")
     timeout: float = Field(60.0, gt=0, description="seconds for one request")
     total_timeout: float = Field(
@@ -206,7 +216,21 @@ class Reward(Section):
         "their tokens; the score of the whole response is given at its end in any case",
     )
     shaping: Shaping = Field(default_factory=Shaping)
+    match: Literal["exact", "normalised", "fuzzy"] | None = Field(
+        None,
+        description="protocol openrlhf, servers that answer in an order of their own: how alike the `query` of each "
+        "answer has to be; null: answers come in order",
+    )
+    match_threshold: Fraction = Field(
+        1.0, description="least share of a batch's answers that match; below it none of them is used"
+    )
     max_failures: NonNegative = Field(0, description="rows whose reward may fail before the run stops")
+
+    @model_validator(mode="after")
+    def nothing_ignored(self) -> "Reward":
+        if ignored := ignored_keys_of_reward(self):
+            raise ValueError("\n".join(ignored))
+        return self
 
 
 class Rollout(Section):

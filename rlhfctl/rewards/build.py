@@ -56,10 +56,13 @@ def _build(
     if isinstance(section, RemoteSource):
         try:
             from rlhfctl.rewards.remote import RemoteReward
+            from rlhfctl.rewards.remote_openrlhf import OpenRlhfReward
         except ModuleNotFoundError as error:
             raise Unable(
                 f"a reward of kind remote needs {error.name}: pip install 'rlhfctl[train]'"
             ) from None
+        if section.protocol == "openrlhf":
+            return OpenRlhfReward(section, reward, policy)
         return RemoteReward(section, policy, template, reward.granularity)
     from rlhfctl.rewards.model import ModelReward  # torch
 

@@ -11,11 +11,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
+
+Mode = Literal["exact", "normalised", "fuzzy"]
 
 THRESHOLD = 80.0  # likeness of a damaged word, 0 to 100
 SPECIAL = re.compile(
     r"<[|\uff5c][^<>]{1,40}[|\uff5c]>|</?(?:s|bos|eos|pad|unk)>|\[(?:CLS|SEP|PAD|BOS|EOS|UNK|MASK)\]"
 )
+EXACT = ("recoded", "drop_special_edges")  # special tokens at the ends are what every decoder adds
 LOST = re.compile("[\ufffd\u2581\u200b\u00ad\ufeff\u200d]")  # what decoders drop or cannot write
 
 
@@ -130,6 +134,14 @@ class Matcher:
         """The query without the special tokens at its ends."""
         text = re.sub(rf"^(?:\s*(?:{self._edge}))+", "", query)
         return re.sub(rf"(?:(?:{self._edge})\s*)+$", "", text)
+
+
+def answers_to(matcher: Matcher, text: Any, mode: Mode) -> int | None:
+    """The row of a text under reward.match; None where it is no row's, or not one's alone."""
+    found = matcher.find(text) if isinstance(text, str) else None
+    if found is None or (mode == "exact" and found.stage not in EXACT):
+        return None
+    return found.index
 
 
 def first_stage(prompt: str, query: str) -> str | None:

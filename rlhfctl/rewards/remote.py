@@ -5,27 +5,21 @@ that breaks the protocol is a failure of all samples it was to answer: no score 
 """
 
 import json
-import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pydantic import ValidationError
 
-from rlhfctl.errors import Refused, UsageError
+from rlhfctl.errors import Refused
 from rlhfctl.recipe.sections import RemoteSource, Template
 from rlhfctl.rewards.outcome import Outcome, Span
 from rlhfctl.rewards.remote_messages import adapters
+from rlhfctl.rewards.remote_parts import DIVISIBLE, Part, divide, key_of
 from rlhfctl.rewards.remote_servers import Permanent, Servers, Transient, agree
 from rlhfctl.serving.protocol import SCHEMA, Granularity, Info, Reward, problems
 from rlhfctl.templates.bridge import opened_reasoning
 from rlhfctl.templates.encode import ChatEncoder
-
-ENVELOPE = 100  # bytes around the samples of a request
-DIVISIBLE = (400, 413, 422)  # refusals that may be about one sample of a request
-
-Part = list[tuple[int, bytes]]  # (place in the batch, the sample as JSON)
 
 
 class RemoteReward:
@@ -48,15 +42,10 @@ class RemoteReward:
         self.span_weight = section.span_weight
         self.step_reward: str | None = None
         self._granularity = granularity if section.span_weight else "sequence"
-        key = None
-        if section.api_key_env is not None:
-            key = os.environ.get(section.api_key_env, "").strip()
-            if not key:
-                raise UsageError(
-                    f"reward.sources: api_key_env names {section.api_key_env}, which is not set in the environment"
-                )
         urls = section.urls or [section.url or ""]
-        self._servers = Servers(urls, key, section.timeout, section.retries, section.max_in_flight)
+        self._servers = Servers(
+            urls, key_of(section), section.timeout, section.retries, section.max_in_flight
+        )
         try:
             self.info, self.silent = agree(self._servers)
             self._check(self.info)
@@ -102,7 +91,8 @@ class RemoteReward:
             except (TypeError, ValueError, AttributeError, RecursionError) as error:
                 outcomes[place] = Outcome("error", error=f"{self.name}: the sample is no JSON: {error}")
         ids = [str(sample["id"]) for sample in samples]
-        parts = list(divide(rows, ids, self._section.request_size, self.info))
+        size = min(self._section.request_size, self.info.max_samples)
+        parts = list(divide(rows, ids, size, self.info.max_body_bytes))
         for found in self._threads.map(lambda part: self._ask(part, ids, deadline), parts):
             for place, outcome in found.items():
                 outcomes[place] = outcome
@@ -176,25 +166,3 @@ class RemoteReward:
         spans = [Span(span.start, span.end, span.score) for span in reward.spans]
         error_text = None if reward.status == "ok" else f"{self.name}: {reward.error or reward.status}"
         return Outcome(reward.status, reward.score, spans, reward.metrics, error_text, reward.text_sha256)
-
-
-def divide(rows: Part, ids: list[str], size: int, info: Info) -> Iterator[Part]:
-    """Requests of at most `size` samples and the server's body limit, none with one id twice (samples of one prompt
-    share the id of its row)."""
-    size = min(size, info.max_samples)
-    waiting = rows
-    while waiting:
-        part: Part = []
-        taken: set[str] = set()
-        later: Part = []
-        length = ENVELOPE
-        for place, row in waiting:
-            fits = len(part) < size and length + len(row) + 1 <= info.max_body_bytes
-            if ids[place] in taken or (part and not fits):
-                later.append((place, row))
-                continue
-            part.append((place, row))
-            taken.add(ids[place])
-            length += len(row) + 1
-        yield part
-        waiting = later

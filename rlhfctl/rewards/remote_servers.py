@@ -28,11 +28,11 @@ LONGEST_PAUSE = 30.0
 
 
 class Transient(Exception):
-    """Worth another try. late: no answer in time. retry_after: seconds the server asked for."""
+    """Worth another try. late: no answer in time. retry_after: seconds the server asked for. status: of HTTP, or 0."""
 
-    def __init__(self, message: str, late: bool = False, retry_after: float = 0.0) -> None:
+    def __init__(self, message: str, late: bool = False, retry_after: float = 0.0, status: int = 0) -> None:
         super().__init__(message)
-        self.late, self.retry_after = late, retry_after
+        self.late, self.retry_after, self.status = late, retry_after, status
 
 
 class Permanent(Exception):
@@ -79,8 +79,10 @@ class Servers:
     def close(self) -> None:
         self._client.close()
 
-    def post(self, path: str, body: bytes, deadline: float) -> Any:
-        """The JSON answer of the first server that gives one. Raises Transient when tries or time are used up."""
+    def post(self, path: str, body: bytes, deadline: float, retries: int | None = None) -> Any:
+        """The JSON answer of the first server that gives one. Raises Transient when tries or time are used up.
+
+        retries: tries after the first, default those of all requests."""
 
         def attempt() -> Any:
             server = self._choose()
@@ -92,7 +94,7 @@ class Servers:
             server.failures, server.down_until = 0, 0.0
             return answer
 
-        return self._retrying(deadline, len(self.all) > 1)(attempt)
+        return self._retrying(deadline, len(self.all) > 1, retries)(attempt)
 
     def handshake(self, server: Server, deadline: float) -> Info:
         """Raises Transient where it does not answer, Permanent where it is no reward service of this schema."""
@@ -106,11 +108,23 @@ class Servers:
             first = problems(error)[0]
             raise Permanent(f"gives no usable /v1/info: {first['field']}: {first['problem']}") from None
 
-    def _retrying(self, deadline: float, failover: bool) -> Retrying:
+    def greet(self, server: Server, deadline: float) -> None:
+        """For servers without a handshake: any answer to HTTP will do. Raises Transient, Permanent."""
+
+        def attempt() -> None:
+            try:
+                self._exchange("GET", server.url, None, min(deadline, time.monotonic() + self.timeout))
+            except httpx.HTTPError as error:
+                raise Transient(f"{server.url}: {error or type(error).__name__}") from None
+
+        self._retrying(deadline, failover=False)(attempt)
+
+    def _retrying(self, deadline: float, failover: bool, retries: int | None = None) -> Retrying:
+        tries = 1 + (self.retries if retries is None else retries)
         backoff = wait_random_exponential(multiplier=0.25, max=8)
 
         def stop(state: RetryCallState) -> bool:
-            return state.attempt_number > self.retries or time.monotonic() >= deadline
+            return state.attempt_number >= tries or time.monotonic() >= deadline
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
@@ -150,7 +164,8 @@ class Servers:
             raise Permanent(f"{server.url}: {error or type(error).__name__}") from None
         if status in TRANSIENT:
             said = f"{server.url}: HTTP {status}{told(content)}"
-            raise Transient(said, late=status in (408, 504), retry_after=seconds(headers.get("retry-after")))
+            pause = seconds(headers.get("retry-after"))
+            raise Transient(said, status in (408, 504), pause, status)
         if status != 200:
             raise Permanent(f"{server.url}: HTTP {status}{told(content)}", status)
         try:
@@ -200,6 +215,19 @@ def agree(servers: Servers) -> tuple[Info, dict[str, str]]:
                 f"({info.fingerprint[:12]}) and {other.name} ({other.fingerprint[:12]})"
             )
     return info, silent
+
+
+def reachable(servers: Servers) -> dict[str, str]:
+    """By url why a server does not answer. Raises Refused where none does."""
+    silent: dict[str, str] = {}
+    for server in servers.all:
+        try:
+            servers.greet(server, time.monotonic() + HANDSHAKE_SECONDS)
+        except Transient as error:
+            silent[server.url] = str(error)
+    if len(silent) == len(servers.all):
+        raise Refused(f"no reward server answers: {'; '.join(silent.values())}")
+    return silent
 
 
 def told(content: bytes) -> str:

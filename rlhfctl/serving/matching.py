@@ -5,16 +5,13 @@ in /metrics. What may differ between the two texts is in rewards/match.py: never
 """
 
 import threading
-from typing import Any, Literal
+from typing import Any
 
 from rlhfctl.data.load import load_samples
 from rlhfctl.errors import Refused
 from rlhfctl.recipe.sections import DataSource
-from rlhfctl.rewards.match import Matcher
+from rlhfctl.rewards.match import EXACT, Matcher, Mode
 from rlhfctl.rewards.python_child import prompt_text
-
-Mode = Literal["exact", "normalised", "fuzzy"]
-EXACT = ("recoded", "drop_special_edges")  # special tokens at the ends are what every decoder adds
 
 
 class Rows:

@@ -12,8 +12,8 @@ import pytest
 
 from rlhfctl.errors import Refused, UsageError
 from rlhfctl.recipe.sections import RemoteSource
-from rlhfctl.rewards.remote import RemoteReward, divide
-from rlhfctl.serving.protocol import Info
+from rlhfctl.rewards.remote import RemoteReward
+from rlhfctl.rewards.remote_parts import divide
 
 INFO = {
     "schema": 1,
@@ -370,7 +370,7 @@ def test_load_is_shared(fake: Any) -> None:
 
 
 def test_handshake_refusals(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhfctl.rewards.remote_servers.HANDSHAKE_SECONDS", 0.5)
+    monkeypatch.setattr("rlhfctl.rewards.remote_servers.HANDSHAKE_SECONDS", 2.0)
     gone = fake()
     gone.close()
     with pytest.raises(Refused, match="no reward server answers its handshake"):
@@ -408,8 +408,7 @@ def test_one_of_two_servers_may_be_down_at_the_start(fake: Any, monkeypatch: pyt
 
 
 def test_requests_respect_the_limits_of_the_server() -> None:
-    info = Info.model_validate({**INFO, "max_samples": 3, "max_body_bytes": 250})
-    parts = list(divide([(n, b"x" * 60) for n in range(5)], [str(n) for n in range(5)], 32, info))
+    parts = list(divide([(n, b"x" * 60) for n in range(5)], [str(n) for n in range(5)], 3, 250))
     assert [[place for place, _ in part] for part in parts] == [[0, 1], [2, 3], [4]]
-    huge = list(divide([(0, b"x" * 999), (1, b"x")], ["a", "b"], 32, info))
+    huge = list(divide([(0, b"x" * 999), (1, b"x")], ["a", "b"], 32, 250))
     assert [[place for place, _ in part] for part in huge] == [[0], [1]]
