@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -264,10 +264,28 @@ def train(ctx: "RunContext", inline: bool) -> None:
 
     quiet_libraries()
     trainer = importlib.import_module(TRAINERS[ctx.recipe.task])
-    if inline:
-        trainer.train(ctx)
-    else:
-        record(trainer.train)(ctx)
+    with tracked(ctx):
+        if inline:
+            trainer.train(ctx)
+        else:
+            record(trainer.train)(ctx)
+
+
+@contextlib.contextmanager
+def tracked(ctx: "RunContext") -> Iterator[None]:
+    """The trackers of rank 0 open for the trainer, and closed however it ends."""
+    from rlhfctl.tracking.writers import Writers
+
+    if ctx.rank != 0:
+        yield
+        return
+    ctx.writers = Writers(ctx.recipe, ctx.run, ctx.say)
+    try:
+        yield
+    except BaseException as error:
+        ctx.writers.close(getattr(error, "exit_code", 1))
+        raise
+    ctx.writers.close(0)
 
 
 def leave_if_orphaned(launcher: str) -> None:

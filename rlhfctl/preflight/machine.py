@@ -1,8 +1,9 @@
 """What the run asks of this machine: packages, devices, number format, memory, disk, ports (X...)."""
 
 import importlib.util
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhfctl.errors import RlhfctlError
@@ -12,6 +13,7 @@ from rlhfctl.preflight.nodes import port_is_free, split_endpoint, this_node
 from rlhfctl.preflight.weights import parameters_of_config
 from rlhfctl.recipe.sections import VerifierSource
 from rlhfctl.recipe.tasks import PpoRecipe
+from rlhfctl.recipe.tracking import wandb_mode
 
 GIB = 1 << 30
 MOMENTS = 8  # bytes per trained parameter: AdamW's two moments in float32
@@ -22,6 +24,7 @@ VLLM_CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of 
 
 def check(inputs: Inputs) -> Iterator[Finding]:
     yield from package_findings(inputs)
+    yield from tracking_findings(inputs)
     yield from device_findings(inputs)
     yield from network_findings(inputs)
     yield from engine_findings(inputs)
@@ -53,6 +56,10 @@ def package_findings(inputs: Inputs) -> list[Finding]:
         wanted["math_verify"] = "the verifier math_answer"
     if isinstance(recipe, PpoRecipe) and recipe.rollout.engine == "vllm":
         wanted["vllm"] = "rollout.engine vllm"
+    if recipe.tracking.tensorboard:
+        wanted["tensorboard"] = "tracking.tensorboard"
+    if recipe.tracking.wandb is not None and wandb_mode(recipe.tracking.wandb) != "disabled":
+        wanted["wandb"] = "tracking.wandb"
     missing = {name: why for name, why in wanted.items() if importlib.util.find_spec(name) is None}
     if not missing:
         return []
@@ -64,9 +71,37 @@ def package_findings(inputs: Inputs) -> list[Finding]:
             "; ".join(f"{name} for {why}" for name, why in missing.items()),
             "pip install 'rlhfctl[vllm]' (a GPU), make install-full (a CPU)"
             if "vllm" in missing
-            else "pip install 'rlhfctl[train]'",
+            else f"pip install 'rlhfctl[{extras_of(missing)}]'",
             "machine",
             {"missing": sorted(missing)},
+            exit_code=4,
+        )
+    ]
+
+
+def extras_of(missing: Iterable[str]) -> str:
+    """The extras of pyproject.toml that bring these packages."""
+    return ",".join(
+        sorted(
+            {"tracking" if name in ("tensorboard", "wandb") else "train" for name in missing}, reverse=True
+        )
+    )
+
+
+def tracking_findings(inputs: Inputs) -> list[Finding]:
+    """X020: W&B online, and nothing that it could log in with; asked for in the middle of a launch it would hang."""
+    wandb = inputs.recipe.tracking.wandb
+    keys = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    if wandb is None or wandb_mode(wandb) != "online" or netrc.is_file() or any(map(os.environ.get, keys)):
+        return []
+    return [
+        Finding(
+            "X020",
+            "error",
+            "tracking.wandb is online, and there is no W&B API key on this machine",
+            fix="set WANDB_API_KEY, run `wandb login`, or set tracking.wandb.mode: offline",
+            side="machine",
             exit_code=4,
         )
     ]

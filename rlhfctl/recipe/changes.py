@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "rollout.max_batch_tokens",
     "template.allow",
     "template.on_mismatch",
+    "tracking",
     "train.epochs",
     "train.eval_every",
     "train.eval_samples",

@@ -7,7 +7,6 @@ from rlhfctl.recipe.yaml12 import Path
 
 KEYS = (
     "deepspeed",
-    "tracking",
     "launch.hostfile",
     "policy.attention",
     "policy.quantization",

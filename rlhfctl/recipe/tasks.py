@@ -25,6 +25,7 @@ from rlhfctl.recipe.sections import (
     Train,
     ValueModel,
 )
+from rlhfctl.recipe.tracking import Tracking
 
 
 class Recipe(Section):
@@ -40,6 +41,7 @@ class Recipe(Section):
     train: Train = Field(description="how long, in which portions, what is kept")
     template: Template = Field(default_factory=Template)
     launch: Launch = Field(default_factory=Launch)
+    tracking: Tracking = Field(default_factory=Tracking)
 
 
 class SftRecipe(Recipe):

@@ -8,6 +8,7 @@ import torch
 
 from rlhfctl.recipe.tasks import AnyRecipe
 from rlhfctl.run_dir import RunDir
+from rlhfctl.tracking.writers import Writers
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class RunContext:
 
     stop_signal: returns the number of the signal that asked the run to stop, or None; trainers ask it at each step
     boundary through `trainers.checkpoint`. say: prints one line on stderr (rank 0 only) and to the rank's log. phase:
-    None in a run of one.
+    None in a run of one. writers: on rank 0, what gets the metrics beside metrics.jsonl.
     """
 
     recipe: AnyRecipe
@@ -39,6 +40,7 @@ class RunContext:
     stop_signal: Callable[[], int | None]
     say: Callable[[str], None]
     phase: Phase | None = None
+    writers: Writers | None = None
 
     @property
     def first(self) -> int:

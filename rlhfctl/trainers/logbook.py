@@ -41,6 +41,8 @@ class Logbook:
             return
         phase = {"phase": self.ctx.phase.number} if self.ctx.phase else {}
         append_jsonl(self.ctx.run.metrics, {"step": step, **phase, **metrics, **seconds})
+        if self.ctx.writers is not None:
+            self.ctx.writers.log(step, {**phase, **metrics, **seconds})
         self.ctx.run.write_status("running", step, attempt=self.ctx.attempt)
         if self.progress:
             self.progress.update(step, metrics)

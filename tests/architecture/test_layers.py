@@ -25,7 +25,7 @@ LIGHT = {
     "rewards": {"recipe", "templates", "data"},
 }
 HEAVY = {
-    "worker": {"recipe", "run_dir", "failure", "stop", "trainers"},
+    "worker": {"recipe", "run_dir", "failure", "stop", "trainers", "tracking"},
     "trainers": {
         "rollout",
         "rewards",
@@ -44,7 +44,7 @@ HEAVY = {
     "evaluation": {"search", "rollout", "rewards", "models", "data", "recipe", "templates", "run_dir"},
     "models": {"recipe", "templates"},
     "serving": {"recipe", "templates", "data", "models", "rewards"},
-    "tracking": {"run_dir"},
+    "tracking": {"recipe", "run_dir"},
     "algorithms": set(),
 }
 ALLOWED = LIGHT | HEAVY

@@ -126,6 +126,7 @@ def test_a_training_command_says_which_extra(python: Path, chains: Path, tmp_pat
         "data.eval": "[]",
         "reward": "null",
         "rollout": "null",
+        "tracking": "{tensorboard: true, wandb: {project: p, mode: offline}}",
     }
     overrides = [f"{key}={value}" for key, value in keys.items()]
     out = run(python, tmp_path, "sft", "quickstart/sft", *overrides, "--run-dir", "run", "--json")
@@ -133,7 +134,8 @@ def test_a_training_command_says_which_extra(python: Path, chains: Path, tmp_pat
     assert (out.returncode, result["status"]) == (4, "unable"), out.stderr
     errors = [finding for finding in result["findings"] if finding["severity"] == "error"]
     assert [finding["id"] for finding in errors] == ["X001"]
-    assert errors[0]["fix"] == "pip install 'rlhfctl[train]'"
+    assert errors[0]["fix"] == "pip install 'rlhfctl[train,tracking]'"
+    assert {"torch", "tensorboard", "wandb"} <= set(errors[0]["evidence"]["missing"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["preflight.json"]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from rlhfctl.recipe import sections
 from rlhfctl.recipe.algorithm import Algorithm
+from rlhfctl.recipe.tracking import Tracking, Wandb
 
 PPO_SECTIONS = [Algorithm, sections.Rollout, sections.ValueModel, sections.Shaping]
 SFT_SECTIONS = [sections.Data, sections.Train, sections.Optim]
@@ -47,6 +48,17 @@ def test_oreo_page_has_a_row_with_the_default_of_every_key(repo: Path) -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", page, re.MULTILINE))
     for key, field in sections.OfflineReasoning.model_fields.items():
         assert rows[key] == str(field.default)
+
+
+def test_tracking_page_has_a_row_with_the_default_of_every_key(repo: Path) -> None:
+    page = (repo / "docs" / "tracking.md").read_text()
+    rows = dict(re.findall(r"^\| `tracking\.([\w.]+)` \| `?([^|`]*?)`? \|", page, re.MULTILINE))
+    keys = {"tensorboard": Tracking.model_fields["tensorboard"], "wandb": Tracking.model_fields["wandb"]}
+    keys |= {f"wandb.{key}": field for key, field in Wandb.model_fields.items()}
+    assert set(rows) == set(keys)
+    for key, field in keys.items():
+        default = "-" if field.is_required() else field.get_default(call_default_factory=True)
+        assert rows[key] == {"False": "false", "None": "null"}.get(str(default), str(default))
 
 
 def test_ppo_page_gives_the_defaults_of_the_code(repo: Path) -> None:
