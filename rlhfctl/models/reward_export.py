@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from rlhfctl.models.encoder_training import is_encoder_config
 from rlhfctl.models.export import copy_tokenizer, merged_copy, save_portable
 from rlhfctl.models.load import backbone, config_of
 from rlhfctl.models.reward_adapter import save_adapter
@@ -66,7 +67,8 @@ def describe(config: Any, facts: RewardFacts) -> None:
     config.problem_type = "regression"
     config.pad_token_id = facts.pad
     config.use_cache = False
-    config.value_head_prefix = "score"  # OpenRLHF's key
+    if not is_encoder_config(config):
+        config.value_head_prefix = "score"  # OpenRLHF's key
     config.normalize_reward = False
     for name in ("mean", "std"):
         if getattr(facts, name) is not None:

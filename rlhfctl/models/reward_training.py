@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
 from rlhfctl.models import attention
+from rlhfctl.models.encoder_training import is_encoder_config, load_encoder_for_training
 from rlhfctl.models.load import (
     backbone,
     hidden_at_predictors,
@@ -36,6 +37,12 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    config = AutoConfig.from_pretrained(
+        policy.from_config or str(policy.path), trust_remote_code=policy.trust_remote_code
+    )
+    if is_encoder_config(config):
+        path = None if policy.from_config is not None else local_directory(str(policy.path))
+        return load_encoder_for_training(policy, config, head, path, device, seed)
     attention.register()
     dtype = resolve_dtype(policy.dtype, device)
     options: dict[str, Any] = {
@@ -46,7 +53,6 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
     told = "new: zeros"
     if policy.from_config is not None:
         torch.manual_seed(seed)
-        config = AutoConfig.from_pretrained(policy.from_config, trust_remote_code=policy.trust_remote_code)
         config.num_labels = 1
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **options).to(
             dtype
@@ -70,8 +76,8 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
     layer: Any = getattr(model, "score", None)
     if not isinstance(layer, nn.Linear) or getattr(layer, "bias", None) is not None:
         raise Refused(
-            f"{type(model).__name__} has no head `score` over the last hidden state: only decoders can be trained as "
-            "reward models"
+            f"{type(model).__name__} has no head `score` over the last hidden state: decoders, and encoders with a "
+            "`classifier`, can be trained as reward models"
         )
     set_head(layer, origin, head, seed)
     if origin is None and head == "normal":

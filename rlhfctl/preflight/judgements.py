@@ -11,6 +11,11 @@ from rlhfctl.preflight.model import find_head, head_findings
 if TYPE_CHECKING:
     from rlhfctl.data.encode_judged import JudgedRow
 
+ENCODERS = (
+    *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert"),
+    *("mpnet", "roberta", "xlm-roberta"),
+)
+CLASSIFIERS = ("classifier.weight", "classifier.out_proj.weight")
 LENGTH_RULE = 0.65  # share of pairs that their length alone decides, from which it is worth a warning
 
 
@@ -19,6 +24,7 @@ def check(inputs: Inputs) -> Iterator[Finding]:
         yield from offline_findings(inputs)
     if inputs.recipe.task != "rm":
         return
+    yield from encoder_findings(inputs)
     yield from start_findings(inputs)
     yield from padding_findings(inputs)
     for split in ("train", "eval"):
@@ -43,6 +49,34 @@ def offline_findings(inputs: Inputs) -> list[Finding]:
     return []
 
 
+def encoder_findings(inputs: Inputs) -> list[Finding]:
+    """W015: keys that a reward model over an encoder cannot follow."""
+    recipe = inputs.recipe
+    assert recipe.task == "rm"
+    if inputs.config(inputs.policy_path).get("model_type") not in ENCODERS:
+        return []
+    wrong = [
+        (recipe.policy.lora is not None, "policy.lora: it is trained whole"),
+        (
+            recipe.algorithm.score != "last_token",
+            "algorithm.score token_sum: it gives one score a conversation",
+        ),
+        (recipe.algorithm.steps, "step labels: it gives one score a conversation"),
+    ]
+    return [
+        Finding(
+            "W015",
+            "error",
+            f"{inputs.policy_path} is an encoder, and the recipe asks for what needs a decoder",
+            said,
+            "leave the key out, or start from a decoder",
+            side="policy",
+        )
+        for holds, said in wrong
+        if holds
+    ]
+
+
 def start_findings(inputs: Inputs) -> list[Finding]:
     """W008, W009 an unusable head in the checkpoint, W013 which head training starts from."""
     recipe = inputs.recipe
@@ -53,6 +87,8 @@ def start_findings(inputs: Inputs) -> list[Finding]:
     if checkpoint.problems or not checkpoint.tensors:
         return []
     entry = find_head(checkpoint, config)
+    if entry is None and config.get("model_type") in ENCODERS:
+        entry = next((checkpoint.tensors[name] for name in CLASSIFIERS if name in checkpoint.tensors), None)
     if entry is not None:
         fix = "algorithm.head: zero starts from a new head"
         if found := head_findings("policy.path", path, entry, config, fix):

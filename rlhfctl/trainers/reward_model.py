@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from rlhfctl.algorithms.reward_model import binary_loss, pairwise_loss
 from rlhfctl.data.encode_judged import JudgedRow
+from rlhfctl.errors import Refused
+from rlhfctl.models.encoder_training import is_encoder
 from rlhfctl.models.load import config_of
 from rlhfctl.models.packing import plan_packs, split_over_ranks
 from rlhfctl.models.reward_export import RewardFacts, export_reward_model
@@ -31,6 +33,10 @@ def train(ctx: RunContext) -> None:
     encoder = policy_encoder(recipe.policy, ctx.say)
     data = load_rows(recipe, recipe.data.train, encoder)
     model, head = load_for_training(recipe.policy, recipe.algorithm.head, ctx.device, recipe.seed)
+    if is_encoder(model) and (recipe.algorithm.steps or recipe.algorithm.score != "last_token"):
+        raise Refused(
+            "a reward model over an encoder gives one score a conversation: no token_sum, no step labels"
+        )
     ctx.say(f"reward head: {head}")
     pad = padding_id(encoder, config_of(model).pad_token_id)
     total = total_steps(recipe, data)

@@ -10,6 +10,7 @@ from rlhfctl.algorithms.reward_model import segment_sums
 from rlhfctl.data.encode_judged import JudgedRow, Reading, encode_judged, pipeline, wanted_of
 from rlhfctl.data.load import load_samples
 from rlhfctl.errors import Refused
+from rlhfctl.models.encoder_training import is_encoder, scores_of
 from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.packing import pack_reading
 from rlhfctl.models.reward_model import last_read
@@ -90,7 +91,10 @@ def score_pack(
 ) -> PackScores:
     """One forward pass over both sides of all rows: every score is a sum of the head over some positions.
 
-    The longest first, so that conversations of one length lie together and share attention calls."""
+    The longest first, so that conversations of one length lie together and share attention calls. An encoder gives one
+    score a conversation."""
+    if is_encoder(model):
+        return score_encoded(model, rows, pad)
     readings: list[Reading] = []
     owners: list[int] = []  # score of reading i: row r chosen -> r, rejected -> len(rows) + r
     for index, row in enumerate(rows):
@@ -128,6 +132,17 @@ def score_pack(
     return PackScores(
         both[: len(rows)], both[len(rows) :], segment_sums(values, flat(parts, order, device), steps)
     )
+
+
+def score_encoded(model: nn.Module, rows: Sequence[JudgedRow], pad: int | None) -> PackScores:
+    """As score_pack, of an encoder: both sides of all rows in one padded batch."""
+    paired = [index for index, row in enumerate(rows) if row.rejected is not None]
+    sides = [row.chosen.ids for row in rows] + [row.rejected.ids for row in rows if row.rejected is not None]
+    found = scores_of(model, sides, pad or 0)
+    rejected = found.new_zeros(len(rows)).index_copy(
+        0, torch.tensor(paired, dtype=torch.long, device=found.device), found[len(rows) :]
+    )
+    return PackScores(found[: len(rows)], rejected, found.new_zeros(0))
 
 
 def _step_of(place: int, ends: list[int], offset: int) -> int:
