@@ -10,9 +10,11 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from rlhfctl.errors import Unable, UsageError
 from rlhfctl.serving.app import create_app
+from rlhfctl.serving.headers import BoundedHeaders
 from rlhfctl.serving.matching import Rows
 from rlhfctl.serving.scorers import Served
 
@@ -63,6 +65,20 @@ class Announcing(uvicorn.Server):
             self._ready()
 
 
+def settings(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=BoundedHeaders,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        server_header=False,
+    )
+
+
 def serve(
     served: Served,
     opened: socket.socket,
@@ -72,15 +88,7 @@ def serve(
     rows: Rows | None = None,
 ) -> None:
     """Until SIGTERM or SIGINT: then no new connection is taken, and what was asked before is answered."""
-    config = uvicorn.Config(
-        create_app(served, api_key, max_batch, rows),
-        log_level="warning",
-        access_log=False,
-        lifespan="on",
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        server_header=False,
-    )
+    config = settings(create_app(served, api_key, max_batch, rows))
     # uvicorn raises the signals that ended it once more when it is done: that is not an error here.
     before: dict[int, Any] = {
         number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGINT)
