@@ -1,7 +1,8 @@
 #!/bin/sh
 # The quickstart: make the tiny models and their data, train them stage by stage, and print what each stage did. A policy
-# by sft and ppo, a reward model by rm, and a policy of another vocabulary and chat template by ppo against that reward
-# model, served by another process. Everything on the CPU, nothing downloaded.
+# by sft and ppo; one by reft; one by oreo, offline from 16,000 samples of the sft policy; a reward model by rm; and a
+# policy of another vocabulary and chat template by ppo against that reward model, served by another process. At the end
+# eval compares oreo's policy with the sft policy. Everything on the CPU, nothing downloaded.
 #
 #   recipes/quickstart/run.sh [OUT]     OUT: directory for everything it writes, default .quickstart; run again, it
 #                                       continues what was interrupted and prints the table
@@ -62,6 +63,17 @@ train sft sft "$out/sft" \
 train ppo ppo "$out/ppo" \
     policy.path="$out/sft/final" data.train="[{path: $data/prompts.jsonl, format: qa}]" "$evaluation"
 
+train reft reft "$out/reft" \
+    policy.from_config="$out/model" policy.tokenizer="$out/model" \
+    data.train="[{path: $data/sft.jsonl, format: prompt_response}]" "$evaluation" train.steps=80
+
+if [ ! -e "$out/trajectories.jsonl" ]; then
+    "$rlhfctl" eval "$out/sft" --data "$data/prompts.jsonl" --search sample -n 8 \
+        --save-trajectories "$out/trajectories.jsonl" >&2
+fi
+train oreo oreo "$out/oreo" \
+    policy.path="$out/sft/final" data.train="[{path: $out/trajectories.jsonl, format: trajectory}]" "$evaluation"
+
 train rm rm "$out/rm" \
     policy.path="$out/sft/final" \
     data.train="[{path: $data/pairs.jsonl, format: preference}, {path: $data/steps.jsonl, format: stepwise}]" \
@@ -81,4 +93,8 @@ moved=
 stop
 
 echo
-"$python" -m rlhfctl.quickstart.table "$out/sft" "$out/ppo" "$out/rm" "$out/sft-b" "$out/served-rm"
+"$python" -m rlhfctl.quickstart.table \
+    "$out/sft" "$out/ppo" "$out/reft" "$out/oreo" "$out/rm" "$out/sft-b" "$out/served-rm"
+echo
+"$rlhfctl" eval "$out/sft" --out "$out/eval-sft" -q >/dev/null
+"$rlhfctl" eval "$out/oreo" --compare "$out/eval-sft"

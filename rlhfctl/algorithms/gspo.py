@@ -20,6 +20,8 @@ log-probabilities in nats, advantages in units of the reward or whitened.
 import torch
 from torch import Tensor
 
+from rlhfctl.algorithms.ppo import clipped_surrogate
+
 
 def sequence_policy_loss(
     logprobs: Tensor,
@@ -48,24 +50,18 @@ def sequence_policy_loss(
     tokens = empty.index_add(0, owner, taken.to(log_ratio.dtype))
     mean = empty.index_add(0, owner, log_ratio) / tokens.clamp(min=1)
     ratio = mean.exp()[owner]
-    unclipped = ratio * advantages
-    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
-    surrogate = torch.min(unclipped, clipped)
-    bounded = surrogate
-    if dual_clip is not None:
-        bounded = torch.where(advantages < 0, torch.max(surrogate, dual_clip * advantages), surrogate)
-    per_token = -bounded
+    surrogate = clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip)
+    per_token = -surrogate.objective
     if importance is not None:
         per_token = per_token * torch.where(taken, importance.detach(), 0.0)
     with torch.no_grad():
-        lowered = clipped < unclipped
         metrics = {
             "tokens": taken.sum(),
-            "clipped": lowered.sum(),
-            "dual_clipped": (bounded > surrogate).sum(),
+            "clipped": surrogate.clipped.sum(),
+            "dual_clipped": surrogate.dual_clipped.sum(),
             "ratio": (ratio * taken).sum(),
             "kl_policy": (torch.expm1(log_ratio) - log_ratio).sum(),
             "sequences": (tokens > 0).sum(),
-            "sequences_clipped": (empty.index_add(0, owner, lowered.to(empty.dtype)) > 0).sum(),
+            "sequences_clipped": (empty.index_add(0, owner, surrogate.clipped.to(empty.dtype)) > 0).sum(),
         }
     return (weights * per_token).sum(), metrics

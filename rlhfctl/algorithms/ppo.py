@@ -22,8 +22,31 @@ reward or whitened.
 7. kl_policy is the k3 estimate of KL(old || new), exp(l) - 1 - l with l = log rho, on tokens sampled from old.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Surrogate(NamedTuple):
+    """objective: s_t, to be maximised; clipped, dual_clipped (bool): where the clip, the dual clip changed it."""
+
+    objective: Tensor
+    clipped: Tensor
+    dual_clipped: Tensor
+
+
+def clipped_surrogate(
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
+) -> Surrogate:
+    """s_t of one ratio and one advantage per token, all of one shape."""
+    unclipped = ratio * advantages
+    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
+    surrogate = torch.min(unclipped, clipped)
+    bounded = surrogate
+    if dual_clip is not None:
+        bounded = torch.where(advantages < 0, torch.max(surrogate, dual_clip * advantages), surrogate)
+    return Surrogate(bounded, clipped < unclipped, bounded > surrogate)
 
 
 def policy_loss(
@@ -45,20 +68,15 @@ def policy_loss(
     log_ratio = torch.where(taken, logprobs - old_logprobs.detach(), 0.0)
     advantages = torch.where(taken, advantages.detach(), 0.0)
     ratio = log_ratio.exp()
-    unclipped = ratio * advantages
-    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
-    surrogate = torch.min(unclipped, clipped)
-    bounded = surrogate
-    if dual_clip is not None:
-        bounded = torch.where(advantages < 0, torch.max(surrogate, dual_clip * advantages), surrogate)
-    per_token = -bounded
+    surrogate = clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip)
+    per_token = -surrogate.objective
     if importance is not None:
         per_token = per_token * torch.where(taken, importance.detach(), 0.0)
     with torch.no_grad():
         metrics = {
             "tokens": taken.sum(),
-            "clipped": (clipped < unclipped).sum(),
-            "dual_clipped": (bounded > surrogate).sum(),
+            "clipped": surrogate.clipped.sum(),
+            "dual_clipped": surrogate.dual_clipped.sum(),
             "ratio": (ratio * taken).sum(),
             "kl_policy": (torch.expm1(log_ratio) - log_ratio).sum(),
         }
