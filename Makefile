@@ -29,7 +29,7 @@ install: $(INSTALLED)
 
 install-full: $(INSTALLED_FULL)
 
-# Tests that hold CPU times run alone, the others on $(JOBS) processes; both parts run even if the first fails.
+# Tests that hold times run alone, the others on $(JOBS) processes; both parts run even if the first fails.
 test: $(INSTALLED_DEV)
 	@failed=0; \
 	$(BIN)/python -m pytest -m "timed and not heavy" || failed=1; \
@@ -37,7 +37,10 @@ test: $(INSTALLED_DEV)
 	exit $$failed
 
 test-heavy: $(INSTALLED_DEV) $(INSTALLED_FULL)
-	$(BIN)/python -m pytest -m heavy
+	@failed=0; \
+	$(BIN)/python -m pytest -m "heavy and not timed" -n $(JOBS) --dist loadfile || failed=1; \
+	$(BIN)/python -m pytest -m "heavy and timed" || failed=1; \
+	exit $$failed
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check

@@ -2,7 +2,7 @@
 # The quickstart: make the tiny models and their data, train them stage by stage, and print what each stage did. A policy
 # by sft and ppo; one by reft; one by oreo, offline from 16,000 samples of the sft policy; a reward model by rm; and a
 # policy of another vocabulary and chat template by ppo against that reward model, served by another process. At the end
-# eval compares oreo's policy with the sft policy. Everything on the CPU, nothing downloaded.
+# eval compares oreo's policy with the sft policy, and the report shows all runs. On the CPU, nothing downloaded.
 #
 #   recipes/quickstart/run.sh [OUT]     OUT: directory for everything it writes, default .quickstart; run again, it
 #                                       continues what was interrupted and prints the table
@@ -65,7 +65,8 @@ train ppo ppo "$out/ppo" \
 
 train reft reft "$out/reft" \
     policy.from_config="$out/model" policy.tokenizer="$out/model" \
-    data.train="[{path: $data/sft.jsonl, format: prompt_response}]" "$evaluation" train.steps=80
+    data.train="[{path: $data/sft.jsonl, format: prompt_response}]" "$evaluation" \
+    warmup.steps=400 train.steps=80
 
 if [ ! -e "$out/trajectories.jsonl" ]; then
     "$rlhfctl" eval "$out/sft" --data "$data/prompts.jsonl" --search sample -n 8 \
@@ -93,8 +94,10 @@ moved=
 stop
 
 echo
-"$python" -m rlhfctl.quickstart.table \
-    "$out/sft" "$out/ppo" "$out/reft" "$out/oreo" "$out/rm" "$out/sft-b" "$out/served-rm"
-echo
 "$rlhfctl" eval "$out/sft" --out "$out/eval-sft" -q >/dev/null
-"$rlhfctl" eval "$out/oreo" --compare "$out/eval-sft"
+"$rlhfctl" eval "$out/oreo" --compare "$out/eval-sft" -q
+echo
+set -- "$out/sft" "$out/ppo" "$out/reft" "$out/oreo" "$out/rm" "$out/sft-b" "$out/served-rm"
+"$python" -m rlhfctl.quickstart.table "$@"
+printf '\nreport: '
+"$rlhfctl" report "$@" --out "$out/report.html" -q

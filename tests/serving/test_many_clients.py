@@ -9,6 +9,7 @@ import pytest
 
 
 @pytest.mark.heavy
+@pytest.mark.timed
 def test_nothing_is_lost_or_mixed_up(repo: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.serve_rm", "--requests", "1000", "--rows", "1000"],
