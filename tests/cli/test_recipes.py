@@ -1,11 +1,14 @@
 """recipes list, show and schema."""
 
 import json
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlhfctl.cli.main import run
 from rlhfctl.recipe.catalogue import shipped_names, shipped_path
 from rlhfctl.recipe.load import load_recipe
 
@@ -33,17 +36,27 @@ def test_show_is_the_file_itself_and_runs_as_a_recipe(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("name", shipped_names())
-def test_every_shipped_recipe_dry_runs_where_its_model_and_data_are_absent(cli: Cli, name: str) -> None:
-    """Refused with findings that say what is missing, never by a crash of a check."""
-    task = load_recipe(name).recipe.task
-    ended = cli(task, name, "--dry-run", "--json", HF_HUB_OFFLINE="1", HF_HOME="/nonexistent")
-    told = ended.object
-    assert ended.code in (4, 5)
+def test_every_shipped_recipe_dry_runs_where_its_model_and_data_are_absent(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused with findings that say what is missing, never by a crash of a check. The command in this process: what
+    its start costs is measured elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        recipe = load_recipe(name).recipe
+        several = ["--run-dir", "run"] if recipe.launch.nnodes > 1 else []
+        code = run([recipe.task, name, "--dry-run", "--json", *several])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    told = json.loads(capsys.readouterr().out)
+    assert code == told["exit_code"] in (4, 5)
     assert told["recipe"]["name"] == name.replace("/", "-")
     assert "C003" not in {finding["id"] for finding in told["findings"]}
     wrong = [finding for finding in told["findings"] if finding["severity"] == "error"]
     assert {"W001", "W002"} & {finding["id"] for finding in wrong}
     assert all(finding["fix"] for finding in wrong)
+    assert [path.name for path in tmp_path.rglob("*")] == (["run", "preflight.json"] if several else [])
 
 
 def test_schema(cli: Cli) -> None:
