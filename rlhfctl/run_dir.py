@@ -101,6 +101,14 @@ class RunDir:
         return self.path / "warmup"
 
     @property
+    def value_model(self) -> Path:
+        return self.path / "value_model"
+
+    def round(self, number: int) -> Path:
+        """What one round of an iterative run leaves, counted from 1."""
+        return self.path / "rounds" / str(number)
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 
@@ -209,16 +217,15 @@ class RunDir:
         kept = [path for path in self._complete_checkpoints() if self.checkpoint_step(path) <= step]
         return kept[-1] if kept else None
 
-    def commit_value_model(self, write: Callable[[Path], None]) -> Path:
-        """Write value_model/ whole or not at all, beside final/."""
-        target = self.path / "value_model"
+    def commit_value_model(self, target: Path, write: Callable[[Path], None]) -> Path:
+        """Write a value model's directory whole or not at all."""
         self._commit(target, write, "the value model", "the last checkpoint is kept")
         return target
 
-    def commit_warmup(self, write: Callable[[Path], None]) -> Path:
-        """Write warmup/, the model that the second phase starts from, whole or not at all."""
-        self._commit(self.warmup, write, "the warm-up's model", "its last checkpoint is kept")
-        return self.warmup
+    def commit_phase(self, target: Path, write: Callable[[Path], None]) -> Path:
+        """Write a phase's model, which the next phase starts from, whole or not at all."""
+        self._commit(target, write, "the phase's model", "its last checkpoint is kept")
+        return target
 
     def prune_checkpoints(self, keep: int) -> None:
         """Remove all but the newest `keep` complete checkpoints, and any incomplete one."""

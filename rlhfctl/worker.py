@@ -34,7 +34,7 @@ TRAINERS = {
     "rm": "rlhfctl.trainers.reward_model",
     "ppo": "rlhfctl.trainers.ppo",
     "reft": "rlhfctl.trainers.reft",
-    "oreo": "rlhfctl.trainers.oreo",
+    "oreo": "rlhfctl.trainers.oreo_rounds",
 }
 
 # mallopt parameters (malloc.h): large tensors come from the heap and stay there, which saves the page faults of

@@ -22,7 +22,9 @@ def evaluate(
     n: Annotated[
         int | None, typer.Option("-n", metavar="N", min=1, help="Samples (8), beam width (4).")
     ] = None,
-    value_model: Annotated[Text, typer.Option(metavar="DIR", help="Guides the search.")] = None,
+    value_model: Annotated[
+        Text, typer.Option(metavar="DIR", help="Guides the search.  [run: its own]")
+    ] = None,
     reward_model: Annotated[Text, typer.Option(metavar="DIR", help="Ranks in best-of-n.")] = None,
     alpha: Annotated[float | None, typer.Option(metavar="X", help="Weight of log pi in the score.")] = None,
     delimiter: Annotated[

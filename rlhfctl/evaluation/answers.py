@@ -6,8 +6,9 @@ from typing import Any
 
 from rlhfctl.data.encode import PromptRow
 from rlhfctl.errors import Refused
-from rlhfctl.evaluation.extract import extract
 from rlhfctl.rewards.build import Source
+from rlhfctl.rewards.child import ChildDied, ChildTimeout
+from rlhfctl.rewards.extract import EXTRACT, extract_all
 from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.rewards.sample import reward_sample
 from rlhfctl.rewards.score import score_samples
@@ -56,9 +57,14 @@ class Judge:
             reward_sample(prompt.sample, answer.text) for prompt, answer in zip(prompts, answers, strict=True)
         ]
         scored = score_samples(self.sources, samples)
+        read_by: dict[str, list[Answer]] = {}
         for place, answer in enumerate(answers):
-            self._fill(answer, [outcomes[place] for outcomes in scored.outcomes.values()])
+            source = self._fill(answer, [outcomes[place] for outcomes in scored.outcomes.values()])
             answer.reward = scored.totals[place]
+            if source is not None:
+                read_by.setdefault(verifier_of(source), []).append(answer)
+        for verifier, read in read_by.items():
+            _extract(verifier, read)
         if answers and all(answer.correct is None for answer in answers):
             first = next((answer.failure for answer in answers if answer.failure), None)
             names = ", ".join(source.name for source in self.sources)
@@ -80,7 +86,9 @@ class Judge:
             steps=len(self.delimiters.split(text)),
         )
 
-    def _fill(self, answer: Answer, outcomes: list[Outcome]) -> None:
+    def _fill(self, answer: Answer, outcomes: list[Outcome]) -> str | None:
+        """Returns the name of the source that says whether the answer is correct."""
+        judge = None
         for source, outcome in zip(self.sources, outcomes, strict=True):
             if outcome.status != "ok":
                 answer.failure = answer.failure or f"{source.name}: {outcome.error or outcome.status}"
@@ -88,7 +96,7 @@ class Judge:
             if answer.correct is not None or "correct" not in outcome.metrics:
                 continue
             answer.correct = bool(outcome.metrics["correct"])
-            answer.extracted = extract(source.name, answer.text)
+            judge = source.name
             if "path_correct" in outcome.metrics:
                 answer.path_correct = bool(outcome.metrics["path_correct"])
                 answer.first_wrong_step = int(outcome.metrics["first_wrong_step"])
@@ -97,3 +105,21 @@ class Judge:
                     so_far = so_far and bool(span.score)
                     right.append(so_far)
                 answer.steps_right = right
+        return judge
+
+
+def verifier_of(source: str) -> str:
+    """How a source's answers are read: its own way (`math_answer#2` is math_answer's), of a function: mathematics."""
+    name = source.partition("#")[0]
+    return name if name in EXTRACT else "math_answer"
+
+
+def _extract(verifier: str, answers: list[Answer]) -> None:
+    try:
+        found = extract_all(verifier, [answer.text for answer in answers])
+    except (ChildTimeout, ChildDied) as error:
+        for answer in answers:
+            answer.failure = f"{verifier}: the process that runs programs {error}"
+        return
+    for answer, text in zip(answers, found, strict=True):
+        answer.extracted = text

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from rlhfctl.errors import Refused
 from rlhfctl.evaluation.results import write_lines
-from rlhfctl.evaluation.settings import Settings
 
 if TYPE_CHECKING:
     from rlhfctl.evaluation.answers import Answer
@@ -15,10 +14,11 @@ if TYPE_CHECKING:
 
 def balanced(answers: Sequence["Answer"], most: int | None) -> list[int]:
     """Which samples of a prompt are kept: of the right ones the first `most`, of the wrong ones the first `most`, in
-    the order in which they were drawn; all with None. One without a verdict is never kept."""
+    the order in which they were drawn; all with None. One without a verdict, or without a text, is never kept: there is
+    nothing in it to train on."""
     kept, counts = [], {True: 0, False: 0}
     for place, answer in enumerate(answers):
-        if answer.correct is None or answer.reward is None:
+        if answer.correct is None or answer.reward is None or not answer.text.strip():
             continue
         counts[answer.correct] += 1
         if most is None or counts[answer.correct] <= most:
@@ -26,17 +26,21 @@ def balanced(answers: Sequence["Answer"], most: int | None) -> list[int]:
     return kept
 
 
-def write(path: Path, rows: Sequence["Row"], settings: Settings) -> dict[str, int]:
-    """One line a kept sample. Raises Refused where all of them are right, or all wrong: they teach nothing."""
+def write(
+    path: Path, rows: Sequence["Row"], balance: int | None, delimiters: tuple[str, ...]
+) -> dict[str, int]:
+    """One line a kept sample. balance: at most so many right and so many wrong ones a prompt.
+
+    Raises Refused where all of them are right, or all wrong: they teach nothing."""
     lines, right, truncated, left_out = [], 0, 0, 0
     for row in rows:
-        kept = balanced(row.samples, settings.balance)
+        kept = balanced(row.samples, balance)
         left_out += len(row.samples) - len(kept)
         for place in kept:
             answer = row.samples[place]
             right += bool(answer.correct)
             truncated += answer.truncated
-            lines.append(trajectory(row, place, settings.ends))
+            lines.append(trajectory(row, place, delimiters))
     if right in (0, len(lines)):
         kind = "right" if right else "wrong"
         raise Refused(

@@ -121,7 +121,7 @@ def _beams(
         answerer.sampling(False),
         answerer.delimiters,
     )
-    answers = judge([row.prompt for row in rows], [_rollout(tree, prompts) for tree in trees])
+    answers = judge([row.prompt for row in rows], [rollout_of(tree, prompts) for tree in trees])
     for row, answer, tree in zip(rows, answers, trees, strict=True):
         answer.logprob, answer.score = tree.answer.logprob, tree.answer.score
         row.chosen, row.search_tokens, row.search_steps = answer, tree.tokens, len(tree.candidates)
@@ -145,7 +145,8 @@ def value_of(
     return value
 
 
-def _rollout(tree: Tree, prompts: Sequence[list[int]]) -> Rollout:
+def rollout_of(tree: Tree, prompts: Sequence[list[int]]) -> Rollout:
+    """The chosen answer, without its log-probabilities."""
     answer = tree.answer
     finish = "stop" if answer.finish == "stop" else "length"
     return Rollout(answer.prompt, prompts[answer.prompt], answer.ids, torch.zeros(1), finish)  # type: ignore[arg-type]

@@ -112,6 +112,7 @@ class Answerer:
 
 def evaluate(settings: Settings, say: Say) -> Result:
     """Raises UsageError, Refused and what loading raises. say: one line of progress."""
+    settings.take_own_value_model()
     settings.check()
     logging.disable_progress_bar()
     subject = open_subject(settings)
@@ -162,7 +163,7 @@ def evaluate(settings: Settings, say: Say) -> Result:
     if settings.out is not None:
         result.facts["out"] = str(results.write(settings.out, records, result))
     if settings.trajectories is not None:
-        counts = collect.write(settings.trajectories, rows, settings)
+        counts = collect.write(settings.trajectories, rows, settings.balance, settings.ends)
         result.facts["trajectories"] = {"path": str(settings.trajectories), **counts}
         say(collect.sentence(settings.trajectories, counts))
     return result

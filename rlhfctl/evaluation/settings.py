@@ -40,6 +40,12 @@ class Settings:
     balance: int | None = None
     trees: Path | None = None
 
+    def take_own_value_model(self) -> None:
+        """A search that nothing else guides is guided by the run's own value_model/, where it has one."""
+        own = Path(self.source) / "value_model"
+        if self.search in ("beam", "best-of-n") and not (self.value_model or self.reward_model):
+            self.value_model = str(own) if (own / "config.json").is_file() else None
+
     def check(self) -> None:
         """Raises UsageError where options contradict each other or would be ignored."""
         if self.search not in SEARCHES:
@@ -47,7 +53,9 @@ class Settings:
         if self.engine not in ENGINES:
             raise UsageError(f"--engine {self.engine}: give {' or '.join(ENGINES)}")
         if self.search == "beam" and self.value_model is None:
-            raise UsageError("--search beam is guided by a value: give --value-model DIR")
+            raise UsageError(
+                f"--search beam is guided by a value, and {self.source} has no value_model/: give --value-model DIR"
+            )
         if self.search == "best-of-n" and not (self.value_model or self.reward_model):
             raise UsageError("--search best-of-n ranks samples: give --value-model DIR or --reward-model DIR")
         guided = self.search in ("best-of-n", "beam")

@@ -166,11 +166,15 @@ class Inputs:
 
     def judged(self, split: str) -> bool:
         """Whether this split's rows are read with their judgement."""
-        return self.recipe.task == "rm" or (self.recipe.task == "oreo" and split == "train")
+        recipe = self.recipe
+        return recipe.task == "rm" or (recipe.task == "oreo" and split == "train" and recipe.collect is None)
 
     def answered(self, split: str) -> bool:
         """Whether the policy answers this split's prompts (else it is trained or measured on its responses)."""
-        return isinstance(self.recipe, PpoRecipe) or (split == "eval" and self.recipe.reward is not None)
+        recipe = self.recipe
+        if recipe.task == "oreo" and split == "train":
+            return recipe.collect is not None
+        return isinstance(recipe, PpoRecipe) or (split == "eval" and recipe.reward is not None)
 
     @property
     def rollout(self) -> Rollout:

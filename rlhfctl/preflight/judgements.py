@@ -38,9 +38,12 @@ def offline_findings(inputs: Inputs) -> list[Finding]:
     """D015: scored answers without a difference to learn from, or steps that no delimiter ends."""
     from rlhfctl.data.encode_offline import OfflineRow, refuse_nothing_to_learn
 
-    encoded, recipe = inputs.encoded("train"), inputs.recipe
+    recipe = inputs.recipe
+    if recipe.task != "oreo" or recipe.collect is not None:
+        return []
+    encoded = inputs.encoded("train")
     rows = [row for row in encoded.rows if isinstance(row, OfflineRow)]
-    if recipe.task != "oreo" or encoded.every > 1 or not rows:
+    if encoded.every > 1 or not rows:
         return []
     try:
         refuse_nothing_to_learn(rows, recipe.algorithm)

@@ -25,9 +25,10 @@ PATHS = (
     "reward.sources.*.path",
     "data.train.*.path",
     "data.eval.*.path",
+    "value_fit.prompts.*.path",
 )
 BESIDE_FIRST = ("policy.chat_template", "reward.sources.*.path")
-BESIDE_LAST = ("data.train.*.path", "data.eval.*.path")
+BESIDE_LAST = ("data.train.*.path", "data.eval.*.path", "value_fit.prompts.*.path")
 WORDS = {"value_model.init": ("policy", "reward_model")}
 
 

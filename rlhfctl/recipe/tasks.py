@@ -8,6 +8,7 @@ from rlhfctl.recipe import token_rewards
 from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.guard import Guard
 from rlhfctl.recipe.ignored import GROUP_ESTIMATORS, ignored_keys, ignored_keys_of_oreo, ignored_keys_of_rm
+from rlhfctl.recipe.oreo_sections import Collect, ValueFit
 from rlhfctl.recipe.reft_sections import ReftAlgorithm, Warmup
 from rlhfctl.recipe.sections import (
     Data,
@@ -190,19 +191,21 @@ class OreoRecipe(Recipe):
     )
     value_model: ValueModel = Field(default_factory=ValueModel)
     algorithm: OfflineReasoning = Field(default_factory=OfflineReasoning)
-    reward: Reward | None = Field(
-        None, description="evaluation only: greedy answers to data.eval are scored by it"
+    collect: Collect | None = Field(
+        None, description="sample the trajectories in rounds; null: data.train holds them"
     )
-    rollout: Rollout | None = Field(None, description="evaluation only: how those answers are generated")
+    value_fit: ValueFit | None = Field(
+        None, description="fit a value for search to the final policy; null: value_model is OREO's own"
+    )
+    reward: Reward | None = Field(
+        None, description="judges answers to data.eval, and the samples of collect and value_fit"
+    )
+    rollout: Rollout | None = Field(None, description="how answers to those prompts are generated")
 
     @model_validator(mode="after")
     def sections_agree(self) -> Self:
-        if (self.reward is None) != (not self.data.eval):
-            raise ValueError("oreo evaluates answers to data.eval by reward: give both, or neither")
-        if self.rollout is not None and self.reward is None:
-            raise ValueError(
-                "rollout in an oreo recipe is for evaluation by a reward: add reward, or remove rollout"
-            )
+        if problem := offline_problem(self):
+            raise ValueError(problem)
         if self.value_model.shared_trunk or self.value_model.init == "reward_model":
             raise ValueError(
                 "oreo trains a value model of its own: value_model.shared_trunk and init: reward_model are for ppo"
@@ -223,6 +226,31 @@ class OreoRecipe(Recipe):
 
     def evaluation_rollout(self) -> Rollout:
         return self.rollout or Rollout()
+
+
+def offline_problem(recipe: OreoRecipe) -> str | None:
+    """What does not fit between the sections that sample and the others."""
+    collect, fit = recipe.collect, recipe.value_fit
+    sampling = [name for name, section in (("collect", collect), ("value_fit", fit)) if section is not None]
+    if recipe.reward is None and (recipe.data.eval or sampling):
+        wants = " and ".join(sampling) or "data.eval"
+        return f"{wants} of an oreo recipe needs reward: it says which answers are right"
+    if recipe.reward is not None and not recipe.data.eval and not sampling:
+        return "oreo evaluates answers to data.eval by reward: give both, or neither"
+    if recipe.rollout is not None and recipe.reward is None:
+        return "rollout in an oreo recipe is for answers that reward judges: add reward, or remove rollout"
+    if fit is not None and collect is None and not fit.prompts:
+        return "value_fit needs value_fit.prompts: data.train holds trajectories, no prompts to sample"
+    if collect is None:
+        return None
+    if recipe.reference is not None and collect.reference == "generator" and collect.rounds > 1:
+        return "reference is one model for all rounds: set collect.reference to initial, or remove reference"
+    lora = recipe.policy.lora
+    if lora is not None and not lora.merge_final and collect.rounds > 1:
+        return "policy.lora.merge_final false would leave an adapter of an earlier round's model: it must be true"
+    if collect.reference == "initial" and recipe.policy.path is None:
+        return "collect.reference initial needs policy.path: random weights are nowhere to be read again"
+    return None
 
 
 TASKS: dict[str, type[SftRecipe] | type[RmRecipe] | type[PpoRecipe] | type[ReftRecipe] | type[OreoRecipe]] = {

@@ -67,7 +67,7 @@ def restore(
         return None
     state: dict[str, Any] = json.loads((directory / "trainer.json").read_text())
     if 0 < state["step"] <= ctx.first:
-        ctx.say(f"resuming from the model of the first phase (step {ctx.first})")
+        ctx.say(f"resuming from the model of the phase before (step {ctx.first})")
         _forget_after(ctx, ctx.first)
         return None
     for name, model in models.items():
@@ -126,11 +126,11 @@ def save_final(ctx: RunContext, model: nn.Module, step: int) -> None:
 
         def write(directory: Path) -> None:
             export_policy(model, ctx.recipe.policy, directory, merge)
-            if early:
+            if ctx.phase is not None:
                 (directory / "phase.json").write_text(json.dumps({"step": step}))
 
         if ctx.phase is not None and ctx.phase.model is not None:
-            ctx.run.commit_warmup(write)
+            ctx.run.commit_phase(ctx.phase.model, write)
         else:
             ctx.run.commit_final(write)
     barrier()

@@ -48,17 +48,18 @@ def train(ctx: RunContext) -> None:
     if recipe.policy.lora is not None:
         add_lora(policy, recipe.policy.lora, recipe.seed)
     reference.fill(ctx, data, algorithm.reference_cache_mb, recipe.train.tokens_per_microbatch)
-    total = recipe.train.steps or data.order.steps_for(recipe.train.epochs or 1)
+    steps = recipe.train.steps or data.order.steps_for(recipe.train.epochs or 1)
+    first, total = ctx.first, ctx.first + steps
     warmup = algorithm.value_warmup_steps
     optim = recipe.optim
     optimizers = {
-        "policy": Optimizer(policy.named_parameters(), optim, optim.lr, max(1, total - warmup)),
-        "critic": Optimizer(critic.named_parameters(), optim, recipe.value_model.lr or optim.lr, total),
+        "policy": Optimizer(policy.named_parameters(), optim, optim.lr, max(1, steps - warmup)),
+        "critic": Optimizer(critic.named_parameters(), optim, recipe.value_model.lr or optim.lr, steps),
     }
     engine, evaluator = HfEngine(policy), Evaluator(ctx, encoder)
 
     models: dict[str, nn.Module] = {"policy": policy, "critic": critic}
-    state = checkpoint.restore(ctx, models, optimizers) or {"step": 0, "tokens": 0}
+    state = checkpoint.restore(ctx, models, optimizers) or {"step": first, "tokens": 0}
     start, seen = state["step"], state["tokens"]
     logbook = Logbook(ctx, total, start)
     if start == 0 and evaluator.wanted:
@@ -66,9 +67,9 @@ def train(ctx: RunContext) -> None:
 
     for step in range(start, total):
         began = time.perf_counter()
-        rows = data.order.batch(step)
+        rows = data.order.batch(step - first)
         mine = split_over_ranks(rows, data.lengths, ctx.world)[ctx.rank]
-        trains = step >= warmup
+        trains = step - first >= warmup
         still = reference.unmoved and not trains  # policy and reference are the same weights
         sums = sum_over_ranks(
             train_batch(policy, critic, reference, data, mine, len(rows), algorithm, trains, still,
@@ -200,7 +201,11 @@ def step_metrics(sums: dict[str, float], data: OreoData, rows: list[int]) -> dic
 
 
 def save_critic(ctx: RunContext, recipe: OreoRecipe, critic: Critic) -> None:
-    """RUN/value_model/: what search guided by V loads."""
+    """RUN/value_model/: what search guided by V loads; critic/ where a value is fitted at the end. Of a round that is
+    not the last: beside its policy."""
+    target = ctx.run.value_model if recipe.value_fit is None else ctx.run.path / "critic"
+    if ctx.phase is not None and ctx.phase.model is not None:
+        target = ctx.phase.model.parent / "value_model"
     if ctx.rank == 0:
         trunk = critic.trunk
         assert trunk is not None  # the recipe refuses a shared trunk
@@ -209,5 +214,5 @@ def save_critic(ctx: RunContext, recipe: OreoRecipe, critic: Critic) -> None:
         def write(directory: Path) -> None:
             save_value_model(directory, trunk, critic.head.weight, recipe.policy, facts)
 
-        ctx.run.commit_value_model(write)
+        ctx.run.commit_value_model(target, write)
     barrier()

@@ -1,45 +1,36 @@
 """A value of a finished policy, fitted afresh on its own samples with outcome labels alone, for value-guided search.
 
-`python -m rlhfctl.trainers.value_fit RUN --data PROMPTS [...]` writes RUN/value_model, or --out.
-
 The trunk is a copy of the policy with all layers trained, the head starts at zero: `token_sum` (models/value_model.py),
 or `scalar`. Loss: binary cross-entropy of the outcome, at every prefix of the response from the empty one to the one
 before the stop token, mean over all prefixes of the batch. The value is a logit of success. alpha, the weight of
 log pi in the score of a search, is chosen on held-out prompts by the accuracy of a beam of width 2.
+
+A recipe's `value_fit` section runs it after training (value_phase.py), `python -m rlhfctl.trainers.value_fit` alone
+(value_command.py).
 """
 
-import argparse
 import copy
-import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlhfctl.data.encode import PromptRow, encode_prompts
-from rlhfctl.data.load import load_samples
-from rlhfctl.errors import Refused, RlhfctlError
-from rlhfctl.evaluation.answers import Judge
-from rlhfctl.evaluation.guided import value_of
+from rlhfctl.data.encode import PromptRow
+from rlhfctl.errors import Refused
+from rlhfctl.evaluation.answers import Answer, Judge
+from rlhfctl.evaluation.guided import rollout_of, value_of
 from rlhfctl.evaluation.run import Answerer
-from rlhfctl.evaluation.settings import Settings
-from rlhfctl.evaluation.subject import open_subject
 from rlhfctl.models.load import backbone, config_of, hidden_at_predictors
-from rlhfctl.models.packing import pack_reading
-from rlhfctl.models.value_model import TokenSumHead, ValueFunction, save_value_model
-from rlhfctl.recipe.sections import DataSource, Optim
-from rlhfctl.rewards.build import build_sources
-from rlhfctl.rollout.types import Request, Rollout
+from rlhfctl.models.packing import pack_reading, plan_packs
+from rlhfctl.models.value_model import TokenSumHead, ValueFunction
+from rlhfctl.recipe.sections import Optim
 from rlhfctl.search.beam import Beam, beam_search
-from rlhfctl.trainers.optimizer import Optimizer, clip_and_step
+from rlhfctl.trainers.optimizer import Optimizer
 
 SAMPLE_STEP = 1_000_000  # rollout steps of training and of evaluation have other random numbers
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 1.0)
-HELD_OUT = 200
 
 
 @dataclass(slots=True)
@@ -50,23 +41,15 @@ class Row:
     prompt: int
     right: bool
 
-
-@dataclass(frozen=True)
-class ValueFit:
-    samples: int = 12_000
-    steps: int = 600
-    batch_size: int = 64
-    lr: float = 1e-3
-    head: str = "token_sum"
-    seed: int = 0
+    @property
+    def places(self) -> list[int]:
+        """The last token of each prefix: from the prompt's end on."""
+        return list(range(self.prompt - 1, len(self.ids)))
 
 
-def collect(answerer: Answerer, judge: Judge, prompts: Sequence[PromptRow], fit: ValueFit) -> list[Row]:
-    """fit.samples samples at temperature 1, spread evenly over the prompts, without truncated and unjudged ones."""
-    asked = [prompts[index % len(prompts)] for index in range(fit.samples)]
-    sampling = answerer.sampling(False, SAMPLE_STEP + fit.seed)
-    requests = [Request(index, prompt.ids) for index, prompt in enumerate(asked)]
-    answers = judge(asked, answerer.engine.generate(requests, sampling))
+def rows_of(prompts: Sequence[PromptRow], answers: Sequence[Answer]) -> list[Row]:
+    """answers[i] is to prompts[i % len(prompts)]. Truncated and unjudged ones are left out."""
+    asked = [prompts[index % len(prompts)] for index in range(len(answers))]
     rows = [
         Row(prompt.ids + answer.ids[:-1], len(prompt.ids), answer.correct)
         for prompt, answer in zip(asked, answers, strict=True)
@@ -78,50 +61,65 @@ def collect(answerer: Answerer, judge: Judge, prompts: Sequence[PromptRow], fit:
     return rows
 
 
-def fit_value(
-    policy: nn.Module, rows: Sequence[Row], fit: ValueFit, say: Callable[[str], None]
-) -> ValueFunction:
-    """A value function over a copy of the policy's trunk."""
+def fresh_value(policy: nn.Module, head: str) -> ValueFunction:
+    """A value function over a copy of the policy's trunk, its head at zero."""
     trunk = copy.deepcopy(backbone(policy))
     config = config_of(trunk)
-    head: Tensor | TokenSumHead = torch.zeros(1, config.hidden_size)
-    if fit.head == "token_sum":
-        head = TokenSumHead(config.vocab_size, config.hidden_size)
-    device = next(trunk.parameters()).device
-    model = ValueFunction(trunk, head, {"link": "logistic"}).to(device)
-    model.requires_grad_(True)
-    optimizer = Optimizer(model.named_parameters(), Optim(lr=fit.lr), fit.lr, fit.steps)
-    ids = [row.ids for row in rows]
-    places = [list(range(row.prompt - 1, len(row.ids))) for row in rows]
-    order = torch.zeros(0, dtype=torch.long)
-    epoch = 0
-    for step in range(fit.steps):
-        if len(order) < fit.batch_size:
-            generator = torch.Generator().manual_seed(fit.seed * 1_000_003 + epoch)
-            order, epoch = torch.cat([order, torch.randperm(len(rows), generator=generator)]), epoch + 1
-        members, order = order[: fit.batch_size].tolist(), order[fit.batch_size :]
-        loss = loss_of(model, members, rows, ids, places)
+    weight: Tensor | TokenSumHead = torch.zeros(1, config.hidden_size)
+    if head == "token_sum":
+        weight = TokenSumHead(config.vocab_size, config.hidden_size)
+    model = ValueFunction(trunk, weight, {"link": "logistic"}).to(next(trunk.parameters()).device)
+    return model.requires_grad_(True)
+
+
+def optimizer_of(model: ValueFunction, lr: float, steps: int) -> Optimizer:
+    return Optimizer(model.named_parameters(), Optim(lr=lr), lr, steps)
+
+
+class Order:
+    """Which rows make up step s: a stream of epochs, each a permutation from (seed, epoch)."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.epochs: dict[int, list[int]] = {}
+
+    def batch(self, step: int) -> list[int]:
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [self._epoch(place // self.rows)[place % self.rows] for place in places]
+
+    def _epoch(self, number: int) -> list[int]:
+        if number not in self.epochs:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            self.epochs[number] = torch.randperm(self.rows, generator=generator).tolist()
+        return self.epochs[number]
+
+
+def prefixes(members: Sequence[int], rows: Sequence[Row]) -> int:
+    return sum(len(rows[member].places) for member in members)
+
+
+def train_batch(
+    model: ValueFunction, members: Sequence[int], rows: Sequence[Row], total: int, budget: int
+) -> float:
+    """Forward and backward over this rank's members; their part of the mean over all `total` prefixes."""
+    found = 0.0
+    for places in plan_packs(range(len(members)), [len(rows[member].ids) for member in members], budget):
+        loss = loss_of(model, [members[place] for place in places], rows) / total
         loss.backward()
-        clip_and_step([optimizer], 1.0)
-        if not math.isfinite(float(loss.detach())):
-            raise Refused(f"the value's loss is not finite at step {step + 1}: lower --lr")
-        if (step + 1) % 100 == 0 or step + 1 == fit.steps:
-            say(f"step {step + 1}/{fit.steps}  loss {float(loss.detach()):.3f}")
-    return model.eval()
+        found += float(loss.detach())
+    return found
 
 
-def loss_of(
-    model: ValueFunction,
-    members: Sequence[int],
-    rows: Sequence[Row],
-    ids: Sequence[list[int]],
-    places: Sequence[list[int]],
-) -> Tensor:
-    """Mean binary cross-entropy over all prefixes of the members' responses."""
-    batch = pack_reading(members, ids, places, next(model.parameters()).device)
+def loss_of(model: ValueFunction, members: Sequence[int], rows: Sequence[Row]) -> Tensor:
+    """Binary cross-entropy summed over all prefixes of the members' responses."""
+    chosen = [rows[member] for member in members]
+    places = [row.places for row in chosen]
+    batch = pack_reading(
+        range(len(chosen)), [row.ids for row in chosen], places, next(model.parameters()).device
+    )
     hidden = hidden_at_predictors(model.trunk, batch)
     targets = [
-        float(rows[row].right)
+        float(chosen[row].right)
         for row, count in zip(batch.rows, batch.counts, strict=True)
         for _ in range(count)
     ]
@@ -130,11 +128,12 @@ def loss_of(
     else:
         parts = []
         for row, part in zip(batch.rows, hidden.split(batch.counts), strict=True):
-            taken = torch.tensor(ids[row][rows[row].prompt :], dtype=torch.long, device=part.device)
+            taken = torch.tensor(chosen[row].ids[chosen[row].prompt :], dtype=torch.long, device=part.device)
             start = model.token_sum.start(part[:1])
             parts.append(torch.cat([start, start + model.token_sum.increments(part[:-1], taken).cumsum(0)]))
         values = torch.cat(parts)
-    return functional.binary_cross_entropy_with_logits(values, torch.tensor(targets, device=values.device))
+    expected = torch.tensor(targets, device=values.device)
+    return functional.binary_cross_entropy_with_logits(values, expected, reduction="sum")
 
 
 def choose_alpha(
@@ -149,65 +148,12 @@ def choose_alpha(
         trees = beam_search(
             answerer.engine, ids, value, Beam(width, 20, alpha), sampling, answerer.delimiters
         )
-        rollouts = [
-            Rollout(
-                tree.answer.prompt, ids[tree.answer.prompt], tree.answer.ids, torch.zeros(1),
-                "stop" if tree.answer.finish == "stop" else "length",
-            )
-            for tree in trees
-        ]  # fmt: skip
-        found[alpha] = sum(bool(answer.correct) for answer in judge(prompts, rollouts)) / len(prompts)
+        answers = judge(prompts, [rollout_of(tree, ids) for tree in trees])
+        found[alpha] = sum(bool(answer.correct) for answer in answers) / len(prompts)
     return max(found, key=lambda alpha: (found[alpha], -alpha)), found
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rlhfctl.trainers.value_fit", description=__doc__)
-    parser.add_argument("source", metavar="MODEL_OR_RUN")
-    parser.add_argument(
-        "--data", required=True, help="prompts with labels, none of which is evaluated on later"
-    )
-    parser.add_argument("--verifier", default=None)
-    parser.add_argument("--out", type=Path, default=None, help="default: RUN/value_model")
-    parser.add_argument("--samples", type=int, default=ValueFit.samples)
-    parser.add_argument("--steps", type=int, default=ValueFit.steps)
-    parser.add_argument("--lr", type=float, default=ValueFit.lr)
-    parser.add_argument("--head", choices=("token_sum", "scalar"), default=ValueFit.head)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(argv)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    try:
-        settings = Settings(
-            given.source, data=given.data, verifier=given.verifier, search="sample", seed=given.seed
-        )
-        subject = open_subject(settings)
-        out = given.out or Path(given.source) / "value_model"
-        samples = load_samples([DataSource(path=given.data)]).samples
-        answerer = Answerer(subject, settings, say)
-        prompts, dropped = encode_prompts(samples, answerer.encoder, answerer.longest_prompt)
-        if len(prompts) <= HELD_OUT:
-            raise Refused(
-                f"{given.data}: {HELD_OUT} prompts are held out to choose alpha; {dropped.sentence()}"
-            )
-        judge = Judge(build_sources(subject.reward, answerer.encoder), answerer.encoder, answerer.delimiters)
-        fit = ValueFit(given.samples, given.steps, lr=given.lr, head=given.head, seed=given.seed)
-        rows = collect(answerer, judge, prompts[HELD_OUT:], fit)
-        say(f"{len(rows)} samples, {sum(row.right for row in rows)} right")
-        model = fit_value(answerer.policy, rows, fit, say)
-        alpha, accuracies = choose_alpha(answerer, judge, prompts[:HELD_OUT], model)
-        shown = ", ".join(f"{each:g}: {accuracy:.3f}" for each, accuracy in accuracies.items())
-        say(f"accuracy of beam 2 on {HELD_OUT} held-out prompts by alpha: {shown}; alpha {alpha:g} is kept")
-        head = model.token_sum if model.kind == "token_sum" else model.scalar
-        facts = {"link": "logistic", "alpha": alpha, "samples": len(rows), "steps": fit.steps}
-        save_value_model(out, model.trunk, head, subject.policy, facts)
-    except RlhfctlError as error:
-        print(error.message, file=sys.stderr)
-        return error.exit_code
-    print(out)
-    return 0
-
-
 if __name__ == "__main__":
+    from rlhfctl.trainers.value_command import main
+
     raise SystemExit(main())

@@ -7,12 +7,13 @@ import pytest
 
 from rlhfctl.recipe import sections
 from rlhfctl.recipe.algorithm import Algorithm
+from rlhfctl.recipe.oreo_sections import Collect, ValueFit
 from rlhfctl.recipe.tracking import Tracking, Wandb
 
 PPO_SECTIONS = [Algorithm, sections.Rollout, sections.ValueModel, sections.Shaping]
 SFT_SECTIONS = [sections.Data, sections.Train, sections.Optim]
 METRIC = re.compile(
-    r'"((?:loss|rm|oreo|reward|kl|clip|importance|advantage|value|returns|groups|length|grad_norm|eval|seconds|memory|sync)/\w+)"'
+    r'"((?:loss|rm|oreo|value_fit|reward|kl|clip|importance|advantage|value|returns|groups|length|grad_norm|eval|seconds|memory|sync)/\w+)"'
 )
 
 
@@ -45,9 +46,11 @@ def test_rm_page_has_a_row_with_the_default_of_every_key(repo: Path) -> None:
 
 def test_oreo_page_has_a_row_with_the_default_of_every_key(repo: Path) -> None:
     page = (repo / "docs" / "oreo.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", page, re.MULTILINE))
-    for key, field in sections.OfflineReasoning.model_fields.items():
-        assert rows[key] == str(field.default)
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \|", page, re.MULTILINE))
+    for prefix, section in (("", sections.OfflineReasoning), ("collect.", Collect), ("value_fit.", ValueFit)):
+        for key, field in section.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            assert rows[prefix + key] == ("null" if default is None else str(default))
 
 
 def test_tracking_page_has_a_row_with_the_default_of_every_key(repo: Path) -> None:

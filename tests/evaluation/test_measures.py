@@ -8,9 +8,8 @@ import torch
 from rlhfctl.data.encode import encode_prompts
 from rlhfctl.data.samples import Sample
 from rlhfctl.evaluation import collect, measures
-from rlhfctl.evaluation.answers import Answer, Judge
+from rlhfctl.evaluation.answers import Answer, Judge, verifier_of
 from rlhfctl.evaluation.run import Row, State
-from rlhfctl.evaluation.settings import Settings
 from rlhfctl.evaluation.subject import verifier_source
 from rlhfctl.rewards.verifiers import VerifierReward
 from rlhfctl.rollout.delimiters import Delimiters
@@ -124,7 +123,7 @@ def test_a_trajectory_row_is_read_back_as_it_was(encoder: ChatEncoder, tmp_path:
     from rlhfctl.recipe.sections import DataSource
 
     row = judged(encoder, [RIGHT, NONE], cut=(1,))
-    counts = collect.write(tmp_path / "t.jsonl", [row], Settings("m"))
+    counts = collect.write(tmp_path / "t.jsonl", [row], None, ("\n",))
     assert counts == {"rows": 2, "right": 1, "wrong": 1, "truncated": 1, "left_out": 0}
     read = load_samples([DataSource(path=str(tmp_path / "t.jsonl"))], judged=True)
     assert read.reports[0].format == "trajectory"
@@ -136,3 +135,11 @@ def test_a_trajectory_row_is_read_back_as_it_was(encoder: ChatEncoder, tmp_path:
     assert second.metadata["truncated"] is True
     assert second.judgement is not None
     assert second.judgement.reward == 0.0
+
+
+def test_each_source_reads_answers_in_its_own_way() -> None:
+    assert [verifier_of(name) for name in ("math_answer#2", "program_answer", "score")] == [
+        "math_answer",
+        "program_answer",
+        "math_answer",
+    ]

@@ -1,0 +1,45 @@
+"""The sections of a recipe that oreo alone has: what it samples itself, and the value it fits at the end."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlhfctl.recipe.sections import DataSource, NonNegative, Positive, Section
+
+
+class Collect(Section):
+    """Offline data that the run makes itself, round by round: data.train holds prompts, `reward` judges the answers."""
+
+    rounds: Positive = Field(1, description="how often the policy is sampled and trained on what came of it")
+    samples: Positive = Field(8, description="samples of each prompt in each round")
+    balance: Positive | None = Field(
+        None, description="keep at most so many right and so many wrong samples of a prompt; null: all"
+    )
+    reference: Literal["generator", "initial"] = Field(
+        "generator",
+        description="what KL is measured to: the policy that wrote the round's samples, or the first round's",
+    )
+
+
+class ValueFit(Section):
+    """A value fitted after training on fresh samples of the final policy, for search (trainers/value_fit.py)."""
+
+    prompts: list[DataSource] = Field(
+        default_factory=list,
+        description="prompts with labels that are sampled; default: data.train, where collect makes that prompts",
+    )
+    samples: Positive = Field(
+        12_000, description="samples of the final policy, spread evenly over the prompts"
+    )
+    steps: Positive = Field(600, description="optimizer steps of the fit")
+    batch_size: Positive = Field(64, description="samples per step of the fit over all ranks")
+    lr: float | None = Field(
+        None, gt=0, description="its peak learning rate; default: value_model.lr, else optim.lr"
+    )
+    head: Literal["scalar", "token_sum"] = Field(
+        "token_sum",
+        description="scalar: a head on the last state; token_sum: a sum over the tokens of the response",
+    )
+    held_out: NonNegative = Field(
+        200, description="the first prompts, kept apart to choose the search's weight of log pi; 0: weight 0"
+    )

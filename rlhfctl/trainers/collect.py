@@ -1,0 +1,92 @@
+"""Samples of a policy with their verdicts, made inside a run: split over the ranks, and in pieces that survive a stop.
+
+What request i is answered with is a function of the seed, the step and i alone, so pieces made before a stop and after
+it are those of a run that was never stopped.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhfctl.data.encode import PromptRow
+from rlhfctl.errors import Interrupted, RunFailed
+from rlhfctl.evaluation.answers import Answer, Judge
+from rlhfctl.evaluation.run import Answerer
+from rlhfctl.evaluation.settings import Settings
+from rlhfctl.evaluation.subject import Subject
+from rlhfctl.recipe.sections import Policy
+from rlhfctl.recipe.tasks import OreoRecipe
+from rlhfctl.rollout.types import Request
+from rlhfctl.run_dir import write_text
+from rlhfctl.trainers.context import RunContext
+from rlhfctl.trainers.distributed import any_rank, barrier, gather_lists
+
+PIECE = 2048  # requests that are sampled, judged and written at a time
+
+
+def answerer_of(ctx: RunContext, recipe: OreoRecipe, policy: Policy) -> Answerer:
+    """Samples as the recipe's `rollout` says, and steps as its step_delimiters say."""
+    assert recipe.reward is not None  # the recipe asks for it
+    subject = Subject(
+        policy.model_copy(update={"lora": None}), [], recipe.reward, recipe.evaluation_rollout(),
+        recipe.data.max_bad_rows,
+    )  # fmt: skip
+    settings = Settings(
+        str(policy.path), search="sample", seed=recipe.seed, delimiters=recipe.algorithm.step_delimiters
+    )
+    return Answerer(subject, settings, ctx.say)
+
+
+def sampled(
+    ctx: RunContext,
+    answerer: Answerer,
+    judge: Judge,
+    asked: Sequence[PromptRow],
+    step: int,
+    directory: Path,
+    what: str,
+) -> list[Answer]:
+    """One answer to each of `asked`. step: of the random numbers; directory: for the pieces, gone at the end of the
+    phase by `forget`."""
+    pieces = range(0, len(asked), PIECE)
+    answers: list[Answer] = []
+    allowed = getattr(getattr(ctx.recipe, "reward", None), "max_failures", 0)
+    for number, start in enumerate(pieces):
+        file = directory / f"{number:04d}.jsonl"
+        if not file.is_file():
+            mine = range(start + ctx.rank, min(start + PIECE, len(asked)), ctx.world)
+            requests = [Request(index, asked[index].ids) for index in mine]
+            found = judge(
+                [asked[index] for index in mine],
+                answerer.engine.generate(requests, answerer.sampling(False, step)),
+            )
+            lines = gather_lists(
+                [
+                    (index, json.dumps({**each.record(), "ids": each.ids}))
+                    for index, each in zip(mine, found, strict=True)
+                ]
+            )
+            if ctx.rank == 0:
+                directory.mkdir(parents=True, exist_ok=True)
+                write_text(file, "".join(f"{line}\n" for _, line in sorted(lines)))
+            barrier()
+            ctx.say(f"{what}: {min(start + PIECE, len(asked))} of {len(asked)} samples")
+        answers += [Answer(**json.loads(line)) for line in file.read_text().splitlines()]
+        failed = [answer.failure for answer in answers if answer.correct is None]
+        if len(failed) > allowed:
+            raise RunFailed(
+                f"{len(failed)} samples could not be judged, {allowed} allowed (reward.max_failures); "
+                f"first: {failed[0]}"
+            )
+        signum = any_rank(ctx.stop_signal() or 0)
+        if signum:
+            raise Interrupted(signum, f"interrupted while it samples ({what}); continue with --resume")
+    return answers
+
+
+def forget(ctx: RunContext, directory: Path) -> None:
+    """What came of the pieces is kept elsewhere now."""
+    if ctx.rank == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+    barrier()
