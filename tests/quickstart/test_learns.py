@@ -31,8 +31,8 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 def test_quickstart(repo: Path, tmp_path: Path) -> None:
     """The demonstrations teach about 23 %; the verifier's reward alone adds at least 40 points by ppo and by reft, and
-    the steps are right too; oreo adds at least 25 offline. A reward model learned from pairs adds at least 10 to a policy
-    of another vocabulary and template."""
+    the steps are right too; oreo adds at least 25 offline. A reward model learned from pairs adds at least 10 to a
+    policy of another vocabulary and template."""
 
     def quickstart() -> subprocess.CompletedProcess[str]:
         command = ["sh", str(repo / "recipes/quickstart/run.sh"), str(tmp_path / "out")]
