@@ -84,7 +84,7 @@ class Answerer:
             if self.spec.max_new_tokens >= context:  # nobody asked for so many: half of the context each
                 self.spec = self.spec.model_copy(update={"max_new_tokens": context // 2})
             self.longest_prompt = context - self.spec.max_new_tokens
-        self.engine = build_engine(self.spec, self.policy)
+        self.engine = build_engine(self.spec, self.policy, say=say)
         self.engine.sync(self.policy, 0)
 
     def sampling(self, greedy: bool, step: int = 0) -> Sampling:

@@ -7,6 +7,7 @@ from typing import get_args
 from rlhfctl.errors import Refused, UsageError
 from rlhfctl.evaluation.settings import Settings
 from rlhfctl.recipe.load import read_resolved
+from rlhfctl.recipe.rollout_server import RolloutServer
 from rlhfctl.recipe.sections import DataSource, Policy, Reward, Rollout, VerifierSource
 from rlhfctl.run_dir import RunDir
 
@@ -105,7 +106,7 @@ def _rollout(rollout: Rollout, settings: Settings) -> Rollout:
     """The recipe's, with what the options say instead. Sampling is at temperature 1 unless they say otherwise: a
     recipe's temperature is that of its exploration."""
     changed: dict[str, object] = {"temperature": settings.temperature or 1.0, "n": settings.samples}
-    changed |= {"top_p": 1.0, "engine": settings.engine}
+    changed |= {"top_p": 1.0, "engine": settings.engine, "server": RolloutServer()}
     if settings.max_new_tokens is not None:
         changed["max_new_tokens"] = settings.max_new_tokens
     return rollout.model_copy(update=changed)

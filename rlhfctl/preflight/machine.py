@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.preflight.engine import runs_vllm
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere, locate
 from rlhfctl.preflight.nodes import port_is_free, split_endpoint, this_node
@@ -19,7 +20,6 @@ GIB = 1 << 30
 MOMENTS = 8  # bytes per trained parameter: AdamW's two moments in float32
 MASTER = 4  # bytes per trained parameter: the float32 copy of a bfloat16 weight
 BF16_CAPABILITY = (8, 0)
-VLLM_CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM 0.32
 
 
 def check(inputs: Inputs) -> Iterator[Finding]:
@@ -27,7 +27,6 @@ def check(inputs: Inputs) -> Iterator[Finding]:
     yield from tracking_findings(inputs)
     yield from device_findings(inputs)
     yield from network_findings(inputs)
-    yield from engine_findings(inputs)
     yield from size_findings(inputs)
 
 
@@ -54,8 +53,8 @@ def package_findings(inputs: Inputs) -> list[Finding]:
         wanted["pyarrow"] = "parquet files"
     if any(isinstance(s, VerifierSource) and s.name == "math_answer" for s in inputs.verifiers):
         wanted["math_verify"] = "the verifier math_answer"
-    if isinstance(recipe, PpoRecipe) and recipe.rollout.engine == "vllm":
-        wanted["vllm"] = "rollout.engine vllm"
+    if isinstance(recipe, PpoRecipe) and runs_vllm(recipe.rollout):
+        wanted["vllm"] = f"rollout.engine {recipe.rollout.engine}"
     if recipe.tracking.tensorboard:
         wanted["tensorboard"] = "tracking.tensorboard"
     if recipe.tracking.wandb is not None and wandb_mode(recipe.tracking.wandb) != "disabled":
@@ -189,33 +188,6 @@ def network_findings(inputs: Inputs) -> list[Finding]:
             "another run may still be alive",
             "end it, or choose another port on all nodes",
             "machine",
-            exit_code=4,
-        )
-    ]
-
-
-def engine_findings(inputs: Inputs) -> list[Finding]:
-    """X010: vLLM's attention on the CPU is compiled for some head sizes only."""
-    recipe = inputs.recipe
-    if not isinstance(recipe, PpoRecipe) or recipe.rollout.engine != "vllm" or inputs.machine.usable_gpus:
-        return []
-    try:
-        config = inputs.config(inputs.policy_path)
-    except NotThere:
-        return []
-    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    size = config.get("head_dim") or (hidden // heads if hidden and heads else None)
-    if size is None or size in VLLM_CPU_HEAD_SIZES:
-        return []
-    return [
-        Finding(
-            "X010",
-            "error",
-            f"the policy's attention heads have size {size}, which vLLM cannot run on a CPU",
-            f"sizes it can: {', '.join(str(size) for size in VLLM_CPU_HEAD_SIZES)}",
-            "set rollout.engine: hf",
-            "machine",
-            {"head_size": size},
             exit_code=4,
         )
     ]

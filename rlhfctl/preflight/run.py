@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.preflight import data, judgements, loss_mask, machine, model, reward, shapes, template
+from rlhfctl.preflight import data, engine, judgements, loss_mask, machine, model, reward, shapes, template
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere
 
@@ -26,6 +26,7 @@ CHECKS: dict[str, Callable[[Inputs], Iterable[Finding]]] = {
     "shapes": shapes.check,
     "reward": reward.check,
     "machine": machine.check,
+    "rollout engine": engine.check,
 }
 SEVERITIES = ("error", "warning", "info")
 # What a command ends with when several checks fail: the recipe's own faults before the machine's.

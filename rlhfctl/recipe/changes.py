@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "reward.sources.*.url",
     "reward.sources.*.urls",
     "rollout.max_batch_tokens",
+    "rollout.server",
     "template.allow",
     "template.on_mismatch",
     "tracking",

@@ -67,6 +67,32 @@ def ignored_keys(recipe: "PpoRecipe") -> list[str]:
             "rollout.dynamic_sampling true",
         ),
     ]
+    server, served = recipe.rollout.server, recipe.rollout.engine == "vllm_server"
+    owner = "rollout.engine vllm_server"
+    started = f"{owner} without server.urls"
+    table += [
+        ("rollout.server", server, "count", served and server.urls is None, started),
+        ("rollout.server", server, "urls", served, owner),
+        ("rollout.server", server, "port", served and server.urls is None, started),
+        ("rollout.server", server, "start_timeout", served and server.urls is None, started),
+        ("rollout.server", server, "request_timeout", served, owner),
+        ("rollout.server", server, "sync", served, owner),
+        (
+            "rollout.server",
+            server,
+            "sync_dir",
+            served and server.sync == "files",
+            f"{owner} with server.sync files",
+        ),
+        ("rollout.server", server, "sync_timeout", served, owner),
+        (
+            "rollout",
+            recipe.rollout,
+            "max_batch_tokens",
+            not (served and server.urls),
+            "engines that a run starts",
+        ),
+    ]
     guard = recipe.guard
     table += [
         ("guard", guard, "length_ratio", guard.length != "off", "guard.length"),

@@ -15,7 +15,6 @@ KEYS = (
 VALUES = {
     "launch.launcher": ("deepspeed",),
     "reward.shaping.redistribution": ("attention",),
-    "rollout.engine": ("vllm_server",),
 }
 
 

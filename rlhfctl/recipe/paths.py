@@ -22,6 +22,7 @@ PATHS = (
     "reference",
     "value_model.init",
     "implicit_prm.path",
+    "rollout.server.sync_dir",
     "reward.sources.*.path",
     "data.train.*.path",
     "data.eval.*.path",

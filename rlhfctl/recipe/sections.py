@@ -6,22 +6,11 @@ Every key here is acted on: a key whose feature is not built is not in this file
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from rlhfctl.recipe.base import Fraction, NonNegative, Positive, Section
 from rlhfctl.recipe.ignored import ignored_keys_of_reward
-
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, and values are checked on assignment too.
-
-    Validators are built when a value is first checked: completions and help read the fields alone.
-    """
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, defer_build=True)
+from rlhfctl.recipe.rollout_server import RolloutServer
 
 
 class Lora(Section):
@@ -234,10 +223,12 @@ class Reward(Section):
 
 
 class Rollout(Section):
-    engine: Literal["hf", "vllm"] = Field(
+    engine: Literal["hf", "vllm", "vllm_server"] = Field(
         "hf",
-        description="what generates: hf: the trainer's module; vllm: vLLM in the same process, synced every step",
+        description="what generates: hf: the trainer's module; vllm: vLLM in the same process, synced every step; "
+        "vllm_server: vLLM in processes of its own, asked over HTTP",
     )
+    server: RolloutServer = Field(default_factory=RolloutServer)
     n: Positive = Field(1, description="samples per prompt")
     max_new_tokens: Positive = Field(256, description="longest response, stop token included")
     max_prompt_length: Positive | None = Field(

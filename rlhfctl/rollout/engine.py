@@ -1,6 +1,7 @@
 """What samples responses: one interface, whether the trainer's own module does it or a server elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from torch import nn
@@ -51,15 +52,27 @@ class HfEngine:
 
 
 def build_engine(
-    spec: RolloutSpec, policy: nn.Module, max_length: int | None = None, trust_remote_code: bool = False
+    spec: RolloutSpec,
+    policy: nn.Module,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+    logs: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> Engine:
     """The recipe's engine, with weights that only its first sync vouches for.
 
-    max_length: the longest prompt and response together; default: the model's context. Raises Unable.
+    max_length: the longest prompt and response together; default: the model's context. logs: where servers that are
+    started write theirs. say: takes one line when a server is lost. Raises Unable, Refused.
     """
     if spec.engine == "hf":
         return HfEngine(policy)
+    longest = max_length or int(config_of(policy).max_position_embeddings)
+    if spec.engine == "vllm_server":
+        from rlhfctl.rollout.vllm_server import VllmServerEngine
+
+        return VllmServerEngine(
+            spec.server, policy, longest, spec.max_batch_tokens, trust_remote_code, logs, say
+        )
     from rlhfctl.rollout.vllm import VllmEngine
 
-    longest = max_length or int(config_of(policy).max_position_embeddings)
     return VllmEngine(policy, longest, spec.max_batch_tokens, trust_remote_code)

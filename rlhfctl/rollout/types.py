@@ -5,7 +5,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from rlhfctl.errors import RunFailed
 from rlhfctl.rollout.delimiters import Delimiters
+
+
+class EngineLost(RunFailed):
+    """The engine is gone in the middle of a rollout: nothing of it was used, and the policy is as it was before."""
 
 
 @dataclass(slots=True)

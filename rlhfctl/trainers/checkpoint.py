@@ -49,6 +49,14 @@ def save(
     barrier()
 
 
+def keep(
+    ctx: RunContext, models: dict[str, nn.Module], optimizers: dict[str, Optimizer], state: dict[str, Any]
+) -> None:
+    """Before a run ends in the middle of a step: the boundary before it, unless that is where this phase began."""
+    if state["step"] > ctx.first:
+        save(ctx, models, optimizers, state)
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Trained parameters by name, shared ones once: what is frozen comes from where the run started."""
     return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}

@@ -4,11 +4,13 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from rlhfctl.errors import RunFailed
 from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.rewards.build import build_sources
 from rlhfctl.rewards.normalise import Running
 from rlhfctl.rollout.engine import build_engine
+from rlhfctl.rollout.types import EngineLost
 from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.evaluate import Evaluator
@@ -50,7 +52,14 @@ def train(ctx: RunContext) -> None:
     state |= checkpoint.restore(ctx, trained, learners) or {}
     start = state["step"]
     longest = (recipe.rollout.max_prompt_length or recipe.data.max_length) + recipe.rollout.max_new_tokens
-    engine = build_engine(recipe.rollout, models.policy, longest, recipe.policy.trust_remote_code)
+    engine = build_engine(
+        recipe.rollout,
+        models.policy,
+        longest,
+        recipe.policy.trust_remote_code,
+        ctx.run.attempt(ctx.attempt),
+        ctx.say,
+    )
     engine.sync(models.policy, start)
     logbook = Logbook(ctx, total, start)
     watch = Watch(ctx, recipe, sources, evaluator.size)
@@ -63,20 +72,24 @@ def train(ctx: RunContext) -> None:
 
     for step in range(start, total):
         began = time.perf_counter()
-        batch = collect(
-            ctx,
-            recipe,
-            engine,
-            encoder,
-            sources,
-            prompts,
-            order,
-            step,
-            state["prompts"],
-            state["failures"],
-            running,
-            logbook,
-        )
+        try:
+            batch = collect(
+                ctx,
+                recipe,
+                engine,
+                encoder,
+                sources,
+                prompts,
+                order,
+                step,
+                state["prompts"],
+                state["failures"],
+                running,
+                logbook,
+            )
+        except EngineLost as lost:
+            checkpoint.keep(ctx, trained, learners, state)
+            raise RunFailed(f"{lost.message}; the state before it is kept, continue with --resume") from lost
         with logbook.timed("experience"):
             process = ref = None
             if prm is not None:

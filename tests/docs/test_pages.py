@@ -8,6 +8,7 @@ import pytest
 from rlhfctl.recipe import sections
 from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.oreo_sections import Collect, ValueFit
+from rlhfctl.recipe.rollout_server import RolloutServer
 from rlhfctl.recipe.tracking import Tracking, Wandb
 
 PPO_SECTIONS = [Algorithm, sections.Rollout, sections.ValueModel, sections.Shaping]
@@ -71,7 +72,9 @@ def test_ppo_page_gives_the_defaults_of_the_code(repo: Path) -> None:
     for section in PPO_SECTIONS:
         for key, field in section.model_fields.items():
             default, shown = field.default, rows[key]
-            if isinstance(default, bool) or default is None:
+            if field.default_factory is not None:
+                assert shown == "section"
+            elif isinstance(default, bool) or default is None:
                 assert shown == {True: "true", False: "false", None: "null"}[default]
             elif isinstance(default, int | float):
                 assert float(shown) == default
@@ -81,11 +84,19 @@ def test_ppo_page_gives_the_defaults_of_the_code(repo: Path) -> None:
     assert checked > 30
 
 
+def test_rollout_page_has_a_row_with_the_default_of_every_key_of_a_server(repo: Path) -> None:
+    page = (repo / "docs" / "rollout.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|`]+?) \|", page, re.MULTILINE))
+    for key, field in RolloutServer.model_fields.items():
+        shown = "null" if field.default is None else str(field.default).removesuffix(".0")
+        assert rows[key] == shown
+
+
 def test_every_metric_of_the_trainers_is_in_the_glossary(repo: Path) -> None:
     named = named_in((repo / "docs" / "metrics.md").read_text())
     written = {
         metric
-        for folder in ("trainers", "rewards")
+        for folder in ("trainers", "rewards", "rollout")
         for path in (repo / "rlhfctl" / folder).glob("*.py")
         for metric in METRIC.findall(path.read_text())
     }

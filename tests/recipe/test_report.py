@@ -29,7 +29,7 @@ reward:
     - {kind: pyhton, path: x}
     - {path: z}
     - {kind: python, path: x, right: 1}
-rollout: {engine: vllm_server, n: 0}
+rollout: {engine: sglang, n: 0}
 launch: {nproc_per_node: 0, hostfile: x}
 algorithm: {advantage: greep, clip_epsilon: .inf}
 data: 3
@@ -84,12 +84,12 @@ bad.yaml:19:7: missing key reward.sources.3.kind
 bad.yaml:20:31: reward.sources.4.right is no key of kind python
   20 |     - {kind: python, path: x, right: 1}
      |                               ^
-bad.yaml:21:19: rollout.engine vllm_server is not built yet: it must be one of hf, vllm
-  21 | rollout: {engine: vllm_server, n: 0}
+bad.yaml:21:19: rollout.engine must be one of hf, vllm, vllm_server, not "sglang"
+  21 | rollout: {engine: sglang, n: 0}
      |                   ^
-bad.yaml:21:35: rollout.n must be at least 1, not 0
-  21 | rollout: {engine: vllm_server, n: 0}
-     |                                   ^
+bad.yaml:21:30: rollout.n must be at least 1, not 0
+  21 | rollout: {engine: sglang, n: 0}
+     |                              ^
 bad.yaml:22:26: launch.nproc_per_node must be auto or at least 1, not 0
   22 | launch: {nproc_per_node: 0, hostfile: x}
      |                          ^

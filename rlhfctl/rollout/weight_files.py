@@ -1,0 +1,51 @@
+"""Weights on their way to a server: safetensors files in a directory that trainer and servers see."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+BUCKET = 1 << 30  # bytes of one file; one bucket exists in memory at a time
+MEMORY = Path("/dev/shm")
+
+
+def write(weights: Iterable[tuple[str, Tensor]], directory: Path, bucket: int = BUCKET) -> int:
+    """bucket_00000.safetensors, ...: each tensor once, in order; returns how many tensors."""
+    held: dict[str, Tensor] = {}
+    size = count = files = 0
+    for name, tensor in weights:
+        if held and size + tensor.nbytes > bucket:
+            save_file(held, directory / f"bucket_{files:05d}.safetensors")
+            held, size, files = {}, 0, files + 1
+        held[name] = tensor.contiguous()
+        size += tensor.nbytes
+        count += 1
+    save_file(held, directory / f"bucket_{files:05d}.safetensors")
+    return count
+
+
+def read(directory: str, tensors: int) -> Iterator[tuple[str, Tensor]]:
+    """One tensor at a time. Raises FileNotFoundError where the directory is not seen from here, ValueError where the
+    files do not hold as many tensors as were written."""
+    paths = sorted(Path(directory).glob("bucket_*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"no weights in {directory}, as the server sees it")
+    count = 0
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  not a dictionary
+                count += 1
+                yield name, file.get_tensor(name)
+    if count != tensors:
+        raise ValueError(f"{count} tensors in {directory}, {tensors} were written")
+
+
+def place(size: int) -> Path:
+    """Where files of `size` bytes go by default: in memory where they fit with room to spare."""
+    if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > size + size // 4:
+        return MEMORY
+    return Path(tempfile.gettempdir())
