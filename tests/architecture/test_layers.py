@@ -13,6 +13,7 @@ LIGHT = {
     "run_dir": set(),
     "stop": set(),
     "failure": {"run_dir"},
+    "heartbeat": set(),
     "recipe": set(),
     "templates": set(),
     "data": {"recipe", "templates"},
@@ -25,7 +26,7 @@ LIGHT = {
     "rewards": {"recipe", "templates", "data"},
 }
 HEAVY = {
-    "worker": {"recipe", "run_dir", "failure", "stop", "trainers", "tracking"},
+    "worker": {"recipe", "run_dir", "failure", "heartbeat", "stop", "trainers", "tracking"},
     "trainers": {
         "rollout",
         "rewards",
@@ -38,6 +39,7 @@ HEAVY = {
         "recipe",
         "templates",
         "run_dir",
+        "heartbeat",
     },
     "rollout": {"models", "recipe", "templates", "data"},
     "search": {"rollout", "models", "recipe", "templates"},
