@@ -33,9 +33,10 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """pids: the processes of this node that hang; empty where the cause is on another one."""
+    """pids: the processes of this node that hang; empty where the cause is on another one. waits: a rank that waits."""
 
     sentence: str
+    waits: int
     pids: frozenset[int]
 
 
@@ -70,7 +71,7 @@ class Watchdog:
             return None
         self.since.clear()  # what goes on after this gets the whole limit again
         here = frozenset(beat.pid for beat in working if beat.node == self.node) & alive
-        return Hang(tell(late[0], waited, working, strangers, self.node), here)
+        return Hang(tell(late[0], waited, working, strangers, self.node), late[0].rank, here)
 
 
 def read_beats(logs: Path) -> list[Beat]:

@@ -28,12 +28,12 @@ WORKER_MODULE = "rlhfctl.worker"
 class AgentResult:
     """returncode: the agent's own. signum: the signal this process was asked to stop with, or None.
 
-    hang: the last hang that was ended, in a sentence, or None.
+    hang: the last one that was ended, or None.
     """
 
     returncode: int
     signum: int | None
-    hang: str | None = None
+    hang: Hang | None = None
 
 
 def run_agent(
@@ -84,10 +84,10 @@ def supervise(
     follow: Iterator[str | None],
     stderr: TextIO,
     watchdog: Watchdog | None,
-) -> str | None:
+) -> Hang | None:
     """Wait for the agent; hand the first signal to each worker once, kill everything at the second, and what hangs.
 
-    Returns the last hang's sentence.
+    Returns the last hang.
     """
     told: set[int] = set()
     announced = False
@@ -115,8 +115,8 @@ def supervise(
                 send(pid, signal.SIGINT if received[0] == signal.SIGINT else signal.SIGTERM)
         hang = watchdog.look(time.monotonic(), lambda: worker_pids(agent.pid)) if watchdog else None
         if hang is not None:
-            hung = hang.sentence
-            stderr.write(f"{hung}\n")
+            hung = hang
+            stderr.write(f"{hang.sentence}\n")
             stderr.flush()
             end_hang(agent, hang)
         time.sleep(0.05)
@@ -203,17 +203,17 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-FAILURE = re.compile(r"^  rank\s+: (\d+) .*\n  exitcode\s+: (-?\d+) \(pid: \d+\)", re.MULTILINE)
+FAILURE = re.compile(r"^  rank\s+: (\d+) .*\n  exitcode\s+: (-?\d+) \(pid: (\d+)\)", re.MULTILINE)
 
 
-def killed_rank(log: Path) -> tuple[int, int] | None:
-    """(rank, exit code) of a worker that died by a signal, as torchrun tells it: it left no word of its own.
+def killed_rank(log: Path) -> tuple[int, int, int] | None:
+    """(rank, exit code, pid) of a worker that died by a signal, as torchrun tells it: it left no word of its own.
 
     Not SIGTERM: that is how the agent ends the others. torchrun's own root cause goes by whole seconds, and is as
     often the rank that lost its peer.
     """
     report = log.read_text(errors="replace").rpartition("\nFailures:\n")[2]
-    failures = [(int(rank), int(code)) for rank, code in FAILURE.findall(report)]
+    failures = [(int(rank), int(code), int(pid)) for rank, code, pid in FAILURE.findall(report)]
     return next((failure for failure in failures if failure[1] < 0 and failure[1] != -signal.SIGTERM), None)
 
 

@@ -145,9 +145,9 @@ def follow_leader(recipe: "AnyRecipe", plan: Plan, run: RunDir, resume: bool, qu
     if agent.returncode == 0:
         return Result("done", 0, status.get("step"), None)
     log = logs / "torchrun.log"
-    reason = (
-        agent.hang or failed_meeting(log) or "a worker failed; the first failure is told on the leader's node"
-    )
+    hang = agent.hang.sentence if agent.hang else None
+    elsewhere = "a worker failed; the first failure is told on the leader's node"
+    reason = hang or failed_meeting(log) or elsewhere
     return Result("failed", 1, None, reason, (f"{reason}; log: {log}",))
 
 
@@ -202,8 +202,10 @@ def torchrun_result(
         return interrupted(run, code)
     log = run.attempt(attempt) / "torchrun.log"
     failure, killed = first_failure(run.attempt(attempt)), killed_rank(log)
-    if agent.hang is not None:
-        failure = unknown_failure(run, attempt, killed[0] if killed else 0, plan.world, agent.hang, 1)
+    hang = agent.hang
+    if hang is not None and (not hang.pids or (killed is not None and killed[2] in hang.pids)):
+        rank = killed[0] if hang.pids and killed else hang.waits
+        failure = unknown_failure(run, attempt, rank, plan.world, hang.sentence, 1)
     elif killed is not None:
         # It leaves no file of its own, only peers that complain of having lost it.
         failure = unknown_failure(run, attempt, killed[0], plan.world, describe_exit(killed[1]), 1)

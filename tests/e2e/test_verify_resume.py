@@ -25,12 +25,7 @@ def rows_of_trajectories(workspace, path):
 @pytest.mark.heavy
 def test_oreo_on_two_processes_resumes_exactly(workspace, cli, tmp_path):
     rows_of_trajectories(workspace, tmp_path / "rows.jsonl")
-    keys = [
-        f"data.train.0.path={tmp_path / 'rows.jsonl'}",
-        "data.eval=[]",
-        "reward=null",
-        "train.batch_size=8",
-    ]
+    keys = [f"data.train.0.path={tmp_path / 'rows.jsonl'}"]
     keys += ["train.batch_size=8", "launch.nproc_per_node=2", "launch.threads=1"]
     done = cli("doctor", "--verify-resume", "quickstart/oreo", *keys, "--json", cwd=workspace)
     told = json.loads(done.stdout)
@@ -60,7 +55,7 @@ def test_a_reward_that_counts_its_calls_is_caught(workspace, command, cli, tmp_p
     """The count starts again with the process: what came before the kill is lost."""
     (tmp_path / "counter.py").write_text(COUNTER)
     keys = [f"reward.sources=[{{kind: python, path: {tmp_path / 'counter.py'}}}]", "data.eval=[]"]
-    keys += ["train.batch_size=8", "rollout.max_new_tokens=8", "template.allow=[R003]"]
+    keys += ["train.batch_size=8", "rollout.max_new_tokens=8", "template.allow=[R003, R004]"]
     done = cli("doctor", "--verify-resume", "quickstart/ppo", *keys, "-q", cwd=workspace, check=False)
     assert done.returncode == 1, done.stderr
     (sentence,) = done.stderr.splitlines()
