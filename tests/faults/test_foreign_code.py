@@ -1,6 +1,7 @@
-"""Nothing that this project reads can run code: no pickle in the source, and a pickled checkpoint is refused unread."""
+"""Nothing that is read can run code: no pickle in the source or in a checkpoint, a model's python only on request."""
 
 import ast
+import json
 import os
 import pickle
 import subprocess
@@ -9,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlhfctl.errors import Refused
-from rlhfctl.models.load import safe_weights
+from rlhfctl.models.load import load_causal_lm, safe_weights
+from rlhfctl.preflight.run import run_preflight
+from rlhfctl.recipe.load import load_recipe
 
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # Loads of model weights that would take a pickle where there is nothing else.
@@ -88,4 +92,45 @@ def test_a_pickled_checkpoint_is_refused_and_never_opened(chains: Path, tmp_path
         safe_weights(str(model))
     assert not mark.exists()
     pickle.loads((model / "pytorch_model.bin").read_bytes())  # the file is a working trap
+    assert mark.exists()
+
+
+MINE = """
+import pathlib
+from transformers import LlamaConfig, LlamaForCausalLM
+pathlib.Path('{mark}').touch()
+class MyConfig(LlamaConfig):
+    pass
+class MyModel(LlamaForCausalLM):
+    config_class = MyConfig
+"""
+
+
+def test_code_beside_a_model_runs_only_where_the_recipe_says_so(chains: Path, tmp_path: Path) -> None:
+    model, mark = tmp_path / "model", tmp_path / "it-ran"
+    model.mkdir()
+    for file in (chains / "model").iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "mine.py").write_text(MINE.format(mark=mark))
+    keys = [
+        f"policy={{from_config: {model}, tokenizer: {model}}}",
+        "data.eval=[]",
+        "reward=null",
+        "rollout=null",
+    ]
+    keys.append(f"data.train=[{{path: {chains}/data/sft.jsonl}}]")
+    recipe = load_recipe("quickstart/sft", keys).recipe
+    assert recipe.policy.trust_remote_code is False
+    load_causal_lm(recipe.policy, torch.device("cpu"), 0)
+    assert not mark.exists()
+
+    loaded = load_recipe("quickstart/sft", [*keys, "policy.trust_remote_code=true"])
+    named = [finding for finding in run_preflight(loaded).findings if finding.id == "W012"]
+    assert [finding.severity for finding in named] == ["warning"]
+    assert f"python code that comes with {model} will run" in named[0].title
+    assert not mark.exists()  # told before anything of it runs
+    load_causal_lm(loaded.recipe.policy, torch.device("cpu"), 0)
     assert mark.exists()
