@@ -18,7 +18,8 @@ def rows_of_trajectories(workspace, path):
     lines = (workspace / ".quickstart/data/sft.jsonl").read_text().splitlines()[:64]
     with open(path, "w") as file:
         for number, row in enumerate(map(json.loads, lines)):
-            answer = row["response"] if number % 2 else row["response"][:-1] + "x"
+            spoilt = row["response"][:-1] + str((int(row["response"][-1]) + 1) % 10)
+            answer = row["response"] if number % 2 else spoilt
             file.write(json.dumps({"prompt": row["prompt"], "response": answer, "reward": number % 2}) + "\n")
 
 
@@ -59,7 +60,7 @@ def test_a_reward_that_counts_its_calls_is_caught(workspace, command, cli, tmp_p
     done = cli("doctor", "--verify-resume", "quickstart/ppo", *keys, "-q", cwd=workspace, check=False)
     assert done.returncode == 1, done.stderr
     (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith("the resume is not exact: metrics.jsonl, step 3, reward/mean: ")
+    assert sentence.startswith("the resume is not exact: metrics.jsonl, step 3, ")
     assert "Traceback" not in done.stderr
     assert "differs  metrics.jsonl" in done.stdout
 
