@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rlhfctl.data.encode import TOO_LONG, DropReport, SftRow, refuser, tools_of
 from rlhfctl.data.samples import Sample
 from rlhfctl.errors import Refused
-from rlhfctl.recipe.sections import OfflineReasoning
+from rlhfctl.recipe.oreo_sections import OfflineReasoning
 from rlhfctl.templates.encode import ChatEncoder, mask_of
 
 TRUNCATED = "cut before their end"

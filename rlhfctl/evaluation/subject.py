@@ -71,7 +71,7 @@ def _of_run(run: RunDir, settings: Settings, given: list[DataSource]) -> Subject
     return Subject(
         recipe.policy.model_copy(
             update={"path": str(run.final), "from_config": None, "tokenizer": None, "chat_template": None}
-            | {"lora": None}
+            | {"lora": None, "quantization": "none"}  # merged weights are dense, an adapter tells of its base
         ),
         given or recipe.data.eval,
         reward,

@@ -59,7 +59,6 @@ def load_encoder_for_training(
                 num_labels=1,
                 dtype=dtype,
                 output_loading_info=True,
-                use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 **options,
             )

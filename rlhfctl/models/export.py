@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
+from rlhfctl.models.adapter_base import write_base
 from rlhfctl.models.load import config_of
+from rlhfctl.models.lora import POLICY
+from rlhfctl.models.merged import make_dense
+from rlhfctl.models.value_head import ADAPTER_PREFIX
 from rlhfctl.recipe.sections import Policy
 from rlhfctl.templates.lock import write_lock
 
@@ -34,6 +38,8 @@ def export_policy(model: nn.Module, policy: Policy, directory: Path, merge: bool
     if merge:
         model = merged_copy(model)
     save_portable(model, directory)
+    if policy.lora is not None and not merge and policy.path is not None:
+        write_base(policy, directory)
     copy_tokenizer(policy, directory)
 
 
@@ -48,14 +54,9 @@ def save_portable(model: nn.Module, directory: Path) -> None:
 
 
 def merged_copy(model: nn.Module) -> nn.Module:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
+    """Ordinary matrices throughout: W + (alpha / rank) B A, of a quantised layer with its dequantised W."""
     merged = copy.deepcopy(model)
-    for name, module in list(merged.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent = merged.get_submodule(name.rpartition(".")[0]) if "." in name else merged
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    make_dense(merged)
     merged._hf_peft_config_loaded = False  # type: ignore[assignment]
     return merged
 
@@ -100,6 +101,7 @@ def load_trainable(model: nn.Module, directory: Path) -> None:
     if (directory / "adapter_config.json").is_file():
         from peft import set_peft_model_state_dict
 
+        refuse_other_shapes(model, tensors, directory)
         report: Any = set_peft_model_state_dict(model, tensors)
         if report.unexpected_keys:
             raise Refused(
@@ -113,3 +115,15 @@ def load_trainable(model: nn.Module, directory: Path) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+def refuse_other_shapes(model: nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
+    """An adapter of another size, or for another base: peft's own message is a traceback of a page."""
+    ours = {name.replace(f".{POLICY}.", "."): parameter.shape for name, parameter in model.named_parameters()}
+    for name, tensor in tensors.items():
+        shape = ours.get(name.removeprefix(ADAPTER_PREFIX))
+        if shape is not None and shape != tensor.shape:
+            raise Refused(
+                f"the adapter in {directory} is for another model: {name.removeprefix(ADAPTER_PREFIX)} is "
+                f"{list(tensor.shape)} there, {list(shape)} here"
+            )

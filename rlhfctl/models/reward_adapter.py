@@ -8,25 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
+from rlhfctl.models.lora import announce_quantized
 from rlhfctl.models.value_head import ADAPTER_PREFIX, plain_name
 
 NAME = "default"  # peft's name of the one adapter
-
-
-def base_of(directory: Path) -> Path:
-    """The checkpoint an adapter was trained on. Raises Refused where it is not on this machine."""
-    given = json.loads((directory / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    for place in (Path(str(given)), directory / str(given)):
-        if given and place.is_dir():
-            return place
-    if given:
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(given, local_files_only=True))
-        except Exception:  # the library has a class for each way of not being in the cache
-            pass
-    raise Refused(f"the adapter {directory} belongs to {given}, which is not on this machine")
 
 
 def load_adapter(trunk: nn.Module, directory: Path) -> None:
@@ -37,6 +22,7 @@ def load_adapter(trunk: nn.Module, directory: Path) -> None:
     config = LoraConfig.from_pretrained(str(directory))
     config.modules_to_save = None  # the head is ours
     config.task_type = None
+    announce_quantized(trunk)
     trunk.add_adapter(config)  # type: ignore[operator]
     prefix = f"{trunk.base_model_prefix}."
     tensors: dict[str, Tensor] = {}

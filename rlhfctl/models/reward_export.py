@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from rlhfctl.models.adapter_base import write_base
 from rlhfctl.models.encoder_training import is_encoder_config
 from rlhfctl.models.export import copy_tokenizer, merged_copy, save_portable
 from rlhfctl.models.load import backbone, config_of
@@ -42,6 +43,7 @@ def export_reward_model(
     if policy.lora is not None and not merge:
         assert policy.path is not None
         save_adapter(model, backbone(model), policy.path, directory)
+        write_base(policy, directory)
         config.architectures = [type(model).__name__]
         config.save_pretrained(directory)
     else:

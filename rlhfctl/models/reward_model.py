@@ -120,10 +120,12 @@ def load_reward_model(
         mean, std = normalisation(path, read_config(directory))
         return load_encoder_reward(path, dtype, device, mean, std, trust_remote_code)
     if adapter:
-        from rlhfctl.models.reward_adapter import base_of, load_adapter
+        from rlhfctl.models.adapter_base import checked_base, quantize_as
+        from rlhfctl.models.reward_adapter import load_adapter
 
-        base = base_of(directory)
+        base, trained_on = checked_base(directory)
         trunk = load_trunk(str(base), dtype, device, trust_remote_code)
+        quantize_as(trained_on, trunk, device)
         load_adapter(trunk, directory)
         head = find_head(directory) or scoring_head(base, also=directory)
         config = read_config(base) | read_config(directory)

@@ -20,10 +20,10 @@ from rlhfctl.models.load import (
     prepare,
     refuse_incomplete,
     resolve_dtype,
-    safe_weights,
 )
 from rlhfctl.models.lora import add_lora
 from rlhfctl.models.packing import Pack
+from rlhfctl.models.quantize import quantize
 from rlhfctl.models.value_head import find_head
 from rlhfctl.recipe.sections import Policy
 
@@ -60,7 +60,6 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
         )
     else:
         path = local_directory(str(policy.path))
-        safe_weights(str(path))
         found = find_head(path) if head == "auto" else None
         if found is not None:
             origin, told = found.weight, f"the checkpoint's {found.name}"
@@ -70,7 +69,6 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
                 num_labels=1,
                 dtype=dtype,
                 output_loading_info=True,
-                use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 **options,
             )
@@ -85,6 +83,8 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
     set_head(layer, origin, head, seed)
     if origin is None and head == "normal":
         told = "new: random, standard deviation 1 / sqrt(hidden)"
+    if policy.quantization != "none":
+        quantize(backbone(model), policy.quantization, policy.quantization_block, device)
     model = prepare(model, device, policy.gradient_checkpointing)
     if policy.lora is not None:
         add_lora(backbone(model), policy.lora, seed)

@@ -1,8 +1,12 @@
 """The value model: a backbone and one linear head, V(s_t) read where the policy predicts a_t.
 
+With LoRA on both, policy, reference and value model are one copy of the weights: adapters are switched.
+
 Value-head rule: a head is always created; replaced when the checkpoint holds one; kept (at zero) when it does not.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -17,22 +21,50 @@ from rlhfctl.models.load import (
     load_trunk,
     resolve_dtype,
 )
+from rlhfctl.models.lora import POLICY, VALUE, acting, adapter_parameters, add_lora, switch
 from rlhfctl.models.packing import Pack
 from rlhfctl.models.value_head import ValueHead, read_head
 from rlhfctl.recipe.sections import Policy, ValueModel
 
 
 class Critic(nn.Module):
-    """trunk None: the head sits on the policy's own hidden states (shared trunk)."""
+    """What the values are read from:
 
-    def __init__(self, trunk: nn.Module | None, hidden_size: int) -> None:
+    trunk            a backbone of its own
+    host             the policy's backbone, with an adapter of the value model's own acting in place of the policy's
+    neither          the policy's hidden states as they are (shared trunk)
+    """
+
+    def __init__(self, trunk: nn.Module | None, hidden_size: int, host: nn.Module | None = None) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = ValueHead(hidden_size)
+        self._host = [] if host is None else [host]  # in a list: not a part, so not among the parameters
+        self.adapter: nn.ParameterDict | None = None
+        if host is not None:
+            parameters = adapter_parameters(host, VALUE)
+            self.adapter = nn.ParameterDict({name.replace(".", "/"): p for name, p in parameters.items()})
+
+    @property
+    def shares_hidden(self) -> bool:
+        """Whether the head reads the hidden states that the policy computes anyway."""
+        return self.trunk is None and not self._host
+
+    @property
+    def backbone(self) -> nn.Module | None:
+        """What the hidden states come from; of a host only inside `acting`."""
+        return self._host[0] if self._host else self.trunk
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Inside, a host is the value model: for its forward pass, and for a backward pass that runs it again."""
+        with acting(self._host[0], [VALUE]) if self._host else nullcontext():
+            yield
 
     def forward(self, pack: Pack, policy_trunk: nn.Module) -> Tensor:
         """Values [N] at the pack's predictors."""
-        return self.head(hidden_at_predictors(self.trunk or policy_trunk, pack))
+        with self.acting():
+            return self.head(hidden_at_predictors(self.backbone or policy_trunk, pack))
 
 
 def load_critic(
@@ -43,15 +75,21 @@ def load_critic(
     seed: int,
     reward_model: str | None,
 ) -> Critic:
-    """Build the critic the recipe asks for.
+    """Build the critic the recipe asks for; after the policy got its adapter, if it has one.
 
     init: policy (a copy as it starts), reward_model (the first reward model of the recipe), or a checkpoint directory.
+    lora: the backbone is frozen under an adapter; the policy's own backbone where it is frozen too.
     """
     if spec.init == "reward_model" and reward_model is None:
         raise Refused("value_model.init is reward_model, but the recipe has no reward source of kind model")
     source = {"policy": None, "reward_model": reward_model}.get(spec.init, spec.init)
     if spec.shared_trunk:
         critic = Critic(None, config_of(policy).hidden_size)
+    elif source is None and spec.lora is not None and policy_spec.lora is not None:
+        # Another start than the policy's adapter, which has the same seed.
+        add_lora(policy, spec.lora, seed + 1, VALUE)
+        switch(policy, [POLICY])
+        critic = Critic(None, config_of(policy).hidden_size, backbone(policy))
     elif source is None:
         copy = load_causal_lm(policy_spec, device, seed)
         critic = Critic(backbone(copy), config_of(copy).hidden_size)
@@ -69,4 +107,6 @@ def load_critic(
     elif spec.head == "normal":
         generator = torch.Generator().manual_seed(seed)
         critic.head.weight.data.copy_(torch.randn(1, width, generator=generator) / width**0.5)
+    if spec.lora is not None and critic.trunk is not None:
+        add_lora(critic.trunk, spec.lora, seed + 1)
     return critic.to(device)

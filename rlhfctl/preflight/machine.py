@@ -11,6 +11,7 @@ from rlhfctl.preflight.engine import runs_vllm
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere, locate
 from rlhfctl.preflight.nodes import port_is_free, split_endpoint, this_node
+from rlhfctl.preflight.quantized import saved_bytes
 from rlhfctl.preflight.weights import parameters_of_config
 from rlhfctl.recipe.sections import VerifierSource
 from rlhfctl.recipe.tasks import PpoRecipe
@@ -48,6 +49,8 @@ def package_findings(inputs: Inputs) -> list[Finding]:
     wanted = {"torch": "training", "transformers": "training"}
     if recipe.policy.lora is not None:
         wanted["peft"] = "policy.lora"
+    if recipe.policy.quantization != "none":
+        wanted["bitsandbytes"] = f"policy.quantization {recipe.policy.quantization}"
     sources = [*recipe.data.train, *recipe.data.eval]
     if any(source.path.endswith(".parquet") for source in sources):
         wanted["pyarrow"] = "parquet files"
@@ -80,11 +83,8 @@ def package_findings(inputs: Inputs) -> list[Finding]:
 
 def extras_of(missing: Iterable[str]) -> str:
     """The extras of pyproject.toml that bring these packages."""
-    return ",".join(
-        sorted(
-            {"tracking" if name in ("tensorboard", "wandb") else "train" for name in missing}, reverse=True
-        )
-    )
+    others = {"tensorboard": "tracking", "wandb": "tracking", "bitsandbytes": "quant"}
+    return ",".join(sorted({others.get(name, "train") for name in missing}, reverse=True))
 
 
 def tracking_findings(inputs: Inputs) -> list[Finding]:
@@ -206,13 +206,14 @@ def size_findings(inputs: Inputs) -> list[Finding]:
         return []
     trained = trained_parameters(inputs, parameters)
     width = 2 if uses_bfloat16(inputs) else 4
-    models = parameters * width + other_models(inputs, parameters) * width
+    models = parameters * width + other_models(inputs, parameters) * width - saved_bytes(inputs, width)
     state = trained * (width + MOMENTS + (MASTER if width == 2 else 0))
     critic = critic_parameters(inputs, parameters)
     state += critic * (2 * width + MOMENTS + (MASTER if width == 2 else 0))
     findings = memory_findings(inputs, models + state)
+    whole = trained if inputs.recipe.policy.lora is not None else parameters
     checkpoint = (
-        parameters * width + critic * width + (trained + critic) * (MOMENTS + (MASTER if width == 2 else 0))
+        whole * width + critic * width + (trained + critic) * (MOMENTS + (MASTER if width == 2 else 0))
     )
     findings += disk_findings(inputs, checkpoint, parameters * width)
     findings.append(
@@ -270,7 +271,10 @@ def critic_parameters(inputs: Inputs, parameters: int) -> int:
     recipe = inputs.recipe
     if not isinstance(recipe, PpoRecipe) or recipe.algorithm.advantage != "gae":
         return 0
-    return 0 if recipe.value_model is not None and recipe.value_model.shared_trunk else parameters
+    value_model = recipe.value_model
+    if value_model is not None and (value_model.shared_trunk or value_model.lora is not None):
+        return 0
+    return parameters
 
 
 def uses_bfloat16(inputs: Inputs) -> bool:

@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhfctl.errors import RlhfctlError
-from rlhfctl.preflight import data, engine, judgements, loss_mask, machine, model, reward, shapes, template
+from rlhfctl.preflight import (
+    data,
+    engine,
+    judgements,
+    loss_mask,
+    machine,
+    model,
+    quantized,
+    reward,
+    shapes,
+    template,
+)
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere
 
@@ -17,6 +28,7 @@ if TYPE_CHECKING:
 
 CHECKS: dict[str, Callable[[Inputs], Iterable[Finding]]] = {
     "model": model.check,
+    "quantization": quantized.check,
     "data": data.check_files,
     "template": template.check,
     "rows": data.check_rows,

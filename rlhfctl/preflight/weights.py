@@ -33,12 +33,9 @@ class Entry:
     end: int
 
 
-PICKLES = ("*.bin", "*.pt", "*.pth")
-
-
 @dataclass(slots=True)
 class Checkpoint:
-    """problems: sentences on files that are cut or missing. pickled: weights in a form that is never opened."""
+    """problems: sentences on files that are cut or missing. pickled: weights in a form whose header is not read."""
 
     tensors: dict[str, Entry] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -46,7 +43,7 @@ class Checkpoint:
 
     @property
     def empty(self) -> bool:
-        return not self.tensors
+        return not self.tensors and not self.pickled
 
     @property
     def parameters(self) -> int:
@@ -55,7 +52,7 @@ class Checkpoint:
 
 def read_checkpoint(directory: Path) -> Checkpoint:
     """The headers of all *.safetensors of a model directory, and whether the index's shards are all there."""
-    checkpoint = Checkpoint(pickled=any(any(directory.glob(form)) for form in PICKLES))
+    checkpoint = Checkpoint(pickled=any(directory.glob("pytorch_model*.bin")))
     files = sorted(directory.glob("*.safetensors"))
     for file in files:
         problem = _read_header(file, checkpoint.tensors)

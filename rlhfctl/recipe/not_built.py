@@ -9,7 +9,6 @@ KEYS = (
     "deepspeed",
     "launch.hostfile",
     "policy.attention",
-    "policy.quantization",
 )
 
 VALUES = {

@@ -43,3 +43,34 @@ class ValueFit(Section):
     held_out: NonNegative = Field(
         200, description="the first prompts, kept apart to choose the search's weight of log pi; 0: weight 0"
     )
+
+
+class OfflineReasoning(Section):
+    """The `algorithm` section of oreo."""
+
+    level: Literal["token", "step", "response"] = Field(
+        "token", description="what one action is: a token, a step of reasoning, or the whole response"
+    )
+    beta: float = Field(0.03, gt=0, description="strength of the KL term of the objective: V = R - beta * S")
+    alpha: float = Field(
+        0.01, ge=0, description="factor of the exact KL to the reference on the states of the data; 0: off"
+    )
+    right: float = Field(1.0, description="training reward of rows whose reward is above threshold")
+    wrong: float = Field(0.0, description="training reward of all other rows")
+    threshold: float = Field(0.5, description="rewards above this are right answers")
+    reward_range: tuple[float, float] = Field(
+        (0.0, 1.0), description="[low, high] that the rows' rewards may hold; others are refused"
+    )
+    value_warmup_steps: NonNegative = Field(
+        0, description="steps at the start that train the value model alone"
+    )
+    truncated: Literal["drop", "zero"] = Field(
+        "drop",
+        description="rows marked truncated (or finish: length): left out, or kept as wrong without a stop token",
+    )
+    step_delimiters: list[str] = Field(
+        ["\n"], min_length=1, description="texts that end a step, where a row does not hold its steps"
+    )
+    reference_cache_mb: NonNegative = Field(
+        1024, description="keep the frozen reference's hidden states where they fit this many MiB; 0: never"
+    )

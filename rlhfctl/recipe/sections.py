@@ -39,6 +39,13 @@ class Policy(Section):
         description="auto: float32 on CPU, bfloat16 on GPU; bfloat16 trains with float32 master weights",
     )
     lora: Lora | None = Field(None, description="train a low-rank adapter instead of all weights")
+    quantization: Literal["none", "int8", "nf4", "fp4"] = Field(
+        "none",
+        description="keep the frozen matrices under the adapter in 8 or 4 bits (QLoRA, with bitsandbytes)",
+    )
+    quantization_block: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = Field(
+        64, description="nf4, fp4: weights that share one scale; must divide the columns of every matrix"
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, a third more work"
     )
@@ -52,6 +59,14 @@ class Policy(Section):
             raise ValueError("give either policy.path or policy.from_config")
         if self.from_config is not None and self.tokenizer is None:
             raise ValueError("policy.from_config needs policy.tokenizer")
+        if self.quantization != "none" and self.from_config is not None:
+            raise ValueError(
+                "policy.quantization needs policy.path: random weights are not frozen under an adapter"
+            )
+        if self.quantization not in ("nf4", "fp4") and self.quantization_block != 64:
+            raise ValueError(
+                "policy.quantization_block is ignored here: it belongs to quantization nf4 and fp4"
+            )
         return self
 
 
@@ -66,7 +81,20 @@ class ValueModel(Section):
     head: Literal["auto", "zero", "normal"] = Field(
         "auto", description="auto: the checkpoint's head where it has one, else zero"
     )
+    lora: Lora | None = Field(
+        None,
+        description="train an adapter and the head alone; with policy.lora and init policy on the policy's own "
+        "backbone: one copy of the weights for policy, reference and value model",
+    )
     lr: float | None = Field(None, gt=0, description="learning rate of the value model; default: optim.lr")
+
+    @model_validator(mode="after")
+    def one_kind(self) -> "ValueModel":
+        if self.lora is not None and self.shared_trunk:
+            raise ValueError(
+                "value_model.lora is an adapter of the value model: with shared_trunk there is one head and no more"
+            )
+        return self
 
 
 StepReward = Literal["difference", "raw", "min"]
@@ -288,37 +316,6 @@ class RewardModelling(Section):
         return "step_end" if self.objective == "step" else "last_token"
 
 
-class OfflineReasoning(Section):
-    """The `algorithm` section of oreo."""
-
-    level: Literal["token", "step", "response"] = Field(
-        "token", description="what one action is: a token, a step of reasoning, or the whole response"
-    )
-    beta: float = Field(0.03, gt=0, description="strength of the KL term of the objective: V = R - beta * S")
-    alpha: float = Field(
-        0.01, ge=0, description="factor of the exact KL to the reference on the states of the data; 0: off"
-    )
-    right: float = Field(1.0, description="training reward of rows whose reward is above threshold")
-    wrong: float = Field(0.0, description="training reward of all other rows")
-    threshold: float = Field(0.5, description="rewards above this are right answers")
-    reward_range: tuple[float, float] = Field(
-        (0.0, 1.0), description="[low, high] that the rows' rewards may hold; others are refused"
-    )
-    value_warmup_steps: NonNegative = Field(
-        0, description="steps at the start that train the value model alone"
-    )
-    truncated: Literal["drop", "zero"] = Field(
-        "drop",
-        description="rows marked truncated (or finish: length): left out, or kept as wrong without a stop token",
-    )
-    step_delimiters: list[str] = Field(
-        ["\n"], min_length=1, description="texts that end a step, where a row does not hold its steps"
-    )
-    reference_cache_mb: NonNegative = Field(
-        1024, description="keep the frozen reference's hidden states where they fit this many MiB; 0: never"
-    )
-
-
 class DataSource(Section):
     path: str = Field(description="file (.json .jsonl .jsonl.gz .parquet) or hub id")
     format: Literal[
@@ -436,9 +433,7 @@ class Launch(Section):
         "auto", description="CPU threads per process; auto: cores / processes"
     )
     timeout: float = Field(
-        1800.0,
-        gt=0,
-        description="seconds a rank waits for the others before the one they wait for counts as hung",
+        1800.0, gt=0, description="seconds a rank waits for the others before the run fails"
     )
 
     @model_validator(mode="after")

@@ -8,14 +8,13 @@ from rlhfctl.recipe import token_rewards
 from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.guard import Guard
 from rlhfctl.recipe.ignored import GROUP_ESTIMATORS, ignored_keys, ignored_keys_of_oreo, ignored_keys_of_rm
-from rlhfctl.recipe.oreo_sections import Collect, ValueFit
+from rlhfctl.recipe.oreo_sections import Collect, OfflineReasoning, ValueFit
 from rlhfctl.recipe.reft_sections import ReftAlgorithm, Warmup
 from rlhfctl.recipe.sections import (
     Data,
     ImplicitPrm,
     Launch,
     NonNegative,
-    OfflineReasoning,
     Optim,
     Policy,
     Reward,
@@ -43,6 +42,28 @@ class Recipe(Section):
     template: Template = Field(default_factory=Template)
     launch: Launch = Field(default_factory=Launch)
     tracking: Tracking = Field(default_factory=Tracking)
+
+    @model_validator(mode="after")
+    def quantised_weights_are_frozen(self) -> Self:
+        kind = self.policy.quantization
+        if kind == "none":
+            return self
+        if self.policy.lora is None:
+            raise ValueError(
+                f"policy.quantization {kind} freezes the weights: train an adapter over them, with a section "
+                "policy.lora"
+            )
+        values = self.values_of()
+        if values is None or values.init != "policy" or values.shared_trunk or values.lora is not None:
+            return self
+        raise ValueError(
+            f"policy.quantization {kind} freezes the weights, and the value model is a copy of them: train an adapter "
+            "over them, with a section value_model.lora"
+        )
+
+    def values_of(self) -> ValueModel | None:
+        """The value model that a run of this recipe trains; None where there is none."""
+        return None
 
 
 class SftRecipe(Recipe):
@@ -161,6 +182,9 @@ class PpoRecipe(Recipe):
             raise ValueError("\n".join(ignored))  # one problem a line
         return self
 
+    def values_of(self) -> ValueModel | None:
+        return (self.value_model or ValueModel()) if self.algorithm.advantage == "gae" else None
+
 
 class ReftRecipe(PpoRecipe):
     task: Literal["reft"] = Field(description="a supervised warm-up, then ppo on the same questions")  # type: ignore[assignment]
@@ -226,6 +250,9 @@ class OreoRecipe(Recipe):
 
     def evaluation_rollout(self) -> Rollout:
         return self.rollout or Rollout()
+
+    def values_of(self) -> ValueModel | None:
+        return self.value_model
 
 
 def offline_problem(recipe: OreoRecipe) -> str | None:

@@ -174,7 +174,7 @@ def weight_facts(directory: Path) -> list[Any]:
                 pieces.update(opened.read(1 << 16))
         facts.append([file.name, size, pieces.hexdigest()])
     if (directory / "adapter_config.json").is_file():
-        from rlhfctl.models.reward_adapter import base_of
+        from rlhfctl.models.adapter_base import base_of
 
         facts += weight_facts(Path(base_of(directory)))
     return facts

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlhfctl.errors import Interrupted, Refused, RunFailed
-from rlhfctl.heartbeat import heartbeat
+from rlhfctl.base_weights import base_facts, refuse_other_base
+from rlhfctl.errors import Interrupted, Refused
 from rlhfctl.models.export import export_policy, load_trainable
 from rlhfctl.run_dir import truncate_jsonl
 from rlhfctl.trainers.context import RunContext
@@ -32,7 +32,6 @@ def save(
     ctx: RunContext, models: dict[str, nn.Module], optimizers: dict[str, Optimizer], state: dict[str, Any]
 ) -> None:
     """Write one checkpoint (rank 0), atomically, and drop old ones. state: {"step": ..., counters}."""
-    heartbeat.at("the checkpoint", state["step"])
     if ctx.rank == 0:
 
         def write(directory: Path) -> None:
@@ -44,12 +43,15 @@ def save(
             for name, optimizer in optimizers.items():
                 tensors = {key: value.contiguous() for key, value in optimizer.state().items()}
                 save_file(tensors, directory / f"{name}.optimizer.safetensors")
-            (directory / "trainer.json").write_text(json.dumps({**state, "world": ctx.world}))
+            policy = ctx.recipe.policy
+            base = {}
+            if policy.lora is not None and policy.path is not None:
+                base = {"base": base_facts(policy.path, policy.quantization, policy.quantization_block)}
+            (directory / "trainer.json").write_text(json.dumps({**state, **base, "world": ctx.world}))
 
         ctx.run.commit_checkpoint(state["step"], write)
         ctx.run.prune_checkpoints(ctx.recipe.train.keep_checkpoints)
     barrier()
-    heartbeat.at("train", state["step"] + 1)
 
 
 def keep(
@@ -68,13 +70,10 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def restore(
     ctx: RunContext, models: dict[str, nn.Module], optimizers: dict[str, Optimizer]
 ) -> dict[str, Any] | None:
-    """Load the newest sound checkpoint into the models and optimizers; None when there is none to resume from.
-
-    Raises RunFailed where there are checkpoints and all of them are damaged.
-    """
+    """Load the newest complete checkpoint into the models and optimizers; None when there is none to resume from."""
     if not ctx.resume:
         return None
-    directory = newest_sound(ctx)
+    directory = ctx.run.newest_checkpoint()
     if directory is None:
         ctx.say("no checkpoint to resume from: starting at step 0")
         _forget_after(ctx, -1)  # the evaluation before the first step is made again
@@ -84,6 +83,8 @@ def restore(
         ctx.say(f"resuming from the model of the phase before (step {ctx.first})")
         _forget_after(ctx, ctx.first)
         return None
+    if ctx.recipe.policy.path is not None:
+        refuse_other_base(state.pop("base", {}), ctx.recipe.policy.path, directory)
     for name, model in models.items():
         if name == "policy":
             load_trainable(model, directory / "policy")
@@ -94,23 +95,6 @@ def restore(
     _forget_after(ctx, state["step"])
     ctx.say(f"resuming from {directory.name}")
     return state
-
-
-def newest_sound(ctx: RunContext) -> Path | None:
-    """The checkpoint to resume from; newer ones that are damaged are told and set aside."""
-    directory, damaged = ctx.run.sound_checkpoint()
-    if damaged and directory is None:
-        told = "; ".join(f"{path.name}: {wrong}" for path, wrong in damaged)
-        raise RunFailed(
-            f"every checkpoint in {ctx.run.checkpoints} is damaged ({told}): put back a copy of one, "
-            "or start again in another --run-dir"
-        )
-    barrier()  # every rank has read what rank 0 renames now
-    for path, wrong in damaged:
-        ctx.say(f"{path.name} is damaged ({wrong}): it is kept as {path.name}.damaged, an older one is used")
-        if ctx.rank == 0:
-            ctx.run.set_aside(path)
-    return directory
 
 
 def _forget_after(ctx: RunContext, step: int) -> None:
@@ -150,7 +134,6 @@ def stop_if_asked(
 def save_final(ctx: RunContext, model: nn.Module, step: int) -> None:
     """final/: the policy in Hugging Face layout, whole or not at all. Of a phase that is not the last: the model that
     the next one starts from, adapters merged, and the step it stands for."""
-    heartbeat.at("the final model", step)
     if ctx.rank == 0:
         lora = ctx.recipe.policy.lora
         early = ctx.phase is not None and ctx.phase.model is not None

@@ -6,8 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlhfctl.heartbeat import heartbeat
-
 
 def active() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -20,10 +18,8 @@ def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
     names = sorted(values)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=device)
-    with heartbeat.waiting("sums"):
-        dist.all_reduce(tensor)
-        summed = tensor.tolist()
-    return dict(zip(names, summed, strict=True))
+    dist.all_reduce(tensor)
+    return dict(zip(names, tensor.tolist(), strict=True))
 
 
 def gather_lists(items: list[Any]) -> list[Any]:
@@ -31,8 +27,7 @@ def gather_lists(items: list[Any]) -> list[Any]:
     if not active():
         return items
     parts: list[Any] = [None] * dist.get_world_size()
-    with heartbeat.waiting("samples"):
-        dist.all_gather_object(parts, items)
+    dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
 
 
@@ -54,8 +49,7 @@ def sum_gradients(gradients: list[Tensor], bucket_elements: int = 1 << 24) -> No
 
 def _reduce_bucket(bucket: list[Tensor]) -> None:
     flat = torch.cat([gradient.reshape(-1).float() for gradient in bucket])
-    with heartbeat.waiting("gradients"):
-        dist.all_reduce(flat)
+    dist.all_reduce(flat)
     start = 0
     for gradient in bucket:
         end = start + gradient.numel()
@@ -69,12 +63,10 @@ def any_rank(flag: int) -> int:
         return flag
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     tensor = torch.tensor([flag], device=device)
-    with heartbeat.waiting("the end of the step"):
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return int(tensor.item())
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor.item())
 
 
 def barrier() -> None:
     if active():
-        with heartbeat.waiting("a barrier"):
-            dist.barrier()
+        dist.barrier()

@@ -61,7 +61,8 @@ def load_prm(ctx: RunContext, recipe: PpoRecipe) -> Prm | None:
     if recipe.algorithm.advantage != "prime":
         return None
     spec = recipe.implicit_prm or ImplicitPrm()
-    policy = recipe.policy.model_copy(update={"lora": None})
+    # Trained in full: its weights cannot be quantised.
+    policy = recipe.policy.model_copy(update={"lora": None, "quantization": "none"})
     if spec.path is not None:
         policy = policy.model_copy(update={"path": spec.path, "from_config": None})
     start = load_causal_lm(policy, ctx.device, recipe.seed).requires_grad_(False).eval()

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from rlhfctl.algorithms import oreo
 from rlhfctl.algorithms.value import explained_variance, explained_variance_sums
 from rlhfctl.models.exact_kl import logprobs_and_kl
+from rlhfctl.models.export import merged_copy
 from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors, load_causal_lm
-from rlhfctl.models.lora import add_lora
+from rlhfctl.models.lora import add_lora, own_parameters
 from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
 from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.models.value import Critic, load_critic
 from rlhfctl.models.value_model import refuse_other_vocabulary, save_value_model
-from rlhfctl.recipe.sections import OfflineReasoning
+from rlhfctl.recipe.oreo_sections import OfflineReasoning
 from rlhfctl.recipe.tasks import OreoRecipe
 from rlhfctl.rollout.engine import HfEngine
 from rlhfctl.trainers import checkpoint
@@ -41,19 +42,19 @@ def train(ctx: RunContext) -> None:
     encoder = policy_encoder(recipe.policy, ctx.say)
     data = load_trajectories(ctx, recipe, encoder)
     policy = load_causal_lm(recipe.policy, ctx.device, recipe.seed)
+    if recipe.policy.lora is not None:
+        add_lora(policy, recipe.policy.lora, recipe.seed)
     if recipe.value_model.init != "policy":
         refuse_other_vocabulary(recipe.value_model.init, recipe.policy.tokenizer or str(recipe.policy.path))
     critic = load_critic(recipe.value_model, recipe.policy, policy, ctx.device, recipe.seed, None)
     reference = Reference(ctx, recipe, policy)
-    if recipe.policy.lora is not None:
-        add_lora(policy, recipe.policy.lora, recipe.seed)
     reference.fill(ctx, data, algorithm.reference_cache_mb, recipe.train.tokens_per_microbatch)
     steps = recipe.train.steps or data.order.steps_for(recipe.train.epochs or 1)
     first, total = ctx.first, ctx.first + steps
     warmup = algorithm.value_warmup_steps
     optim = recipe.optim
     optimizers = {
-        "policy": Optimizer(policy.named_parameters(), optim, optim.lr, max(1, steps - warmup)),
+        "policy": Optimizer(own_parameters(policy), optim, optim.lr, max(1, steps - warmup)),
         "critic": Optimizer(critic.named_parameters(), optim, recipe.value_model.lr or optim.lr, steps),
     }
     engine, evaluator = HfEngine(policy), Evaluator(ctx, encoder)
@@ -152,7 +153,8 @@ def train_batch(
         targets = oreo.value_targets(log_ratios, returns, mask, algorithm.beta)
         starts = oreo.value_starts(algorithm.level, steps, mask)
         value_loss = oreo.value_loss(values, targets, starts, weights)
-        value_loss.backward()
+        with critic.acting():
+            value_loss.backward()
         units = oreo.units_of(algorithm.level, steps)
         policy_loss, found = oreo.policy_loss(
             log_ratios, values, returns, units, mask, weights, algorithm.beta
@@ -207,8 +209,11 @@ def save_critic(ctx: RunContext, recipe: OreoRecipe, critic: Critic) -> None:
     if ctx.phase is not None and ctx.phase.model is not None:
         target = ctx.phase.model.parent / "value_model"
     if ctx.rank == 0:
-        trunk = critic.trunk
+        trunk = critic.backbone
         assert trunk is not None  # the recipe refuses a shared trunk
+        if recipe.value_model.lora is not None:
+            with critic.acting():
+                trunk = merged_copy(trunk)
         facts = {"level": recipe.algorithm.level, "beta": recipe.algorithm.beta}
 
         def write(directory: Path) -> None:

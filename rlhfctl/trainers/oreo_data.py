@@ -64,7 +64,7 @@ class Reference:
     """The frozen policy that KL is measured to: the recipe's `reference`, else the policy as it starts.
 
     With LoRA and no `reference` that is the policy with its adapters off. unmoved: policy and reference are one until
-    the policy's first step. Call it before adapters are added.
+    the policy's first step.
     """
 
     def __init__(self, ctx: RunContext, recipe: OreoRecipe, policy: nn.Module) -> None:

@@ -36,7 +36,7 @@ def make_experience(
     recompute = recompute_old(recipe, models)
     penalty_needs_it = ref_logprobs is not None and algorithm.kl_in == "reward"
     upfront = recompute and (algorithm.minibatches > 1 or penalty_needs_it)
-    if upfront and models.critic is not None and models.critic.trunk is None:
+    if upfront and models.critic is not None and models.critic.shares_hidden:
         old_logprobs, values = per_token(models.logprobs_and_values).unbind(-1)
     else:
         if models.critic is not None:

@@ -76,7 +76,7 @@ def train_pack(
     if models.critic is None:
         loss.backward()
         return
-    if models.critic.trunk is None:
+    if models.critic.shares_hidden:
         values = models.critic.head(hidden)
     else:
         if not stage.warming:
@@ -93,8 +93,9 @@ def train_pack(
     )
     sums.add("value_loss", fit)
     sums.add("value_clipped", stats["clipped"])
-    if models.critic.trunk is not None:
-        fit.backward()
+    if not models.critic.shares_hidden:
+        with models.critic.acting():
+            fit.backward()
     elif stage.warming:
         (algorithm.value_coef * fit).backward()
     else:

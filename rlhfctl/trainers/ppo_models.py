@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rlhfctl.models.head import token_logprobs
 from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors, load_causal_lm
-from rlhfctl.models.lora import adapters_off, add_lora
+from rlhfctl.models.lora import adapters_off, add_lora, own_parameters
 from rlhfctl.models.packing import Pack
 from rlhfctl.models.value import Critic, load_critic
 from rlhfctl.recipe.sections import ModelSource, ValueModel
@@ -60,14 +60,14 @@ class PpoModels:
 
 def load_models(ctx: RunContext, recipe: PpoRecipe) -> PpoModels:
     policy = load_causal_lm(recipe.policy, ctx.device, recipe.seed)
+    if recipe.policy.lora is not None:
+        add_lora(policy, recipe.policy.lora, recipe.seed)
     critic = None
     if recipe.algorithm.advantage == "gae":
         reward_model = next((s.path for s in recipe.reward.sources if isinstance(s, ModelSource)), None)
         spec = recipe.value_model or ValueModel()
         critic = load_critic(spec, recipe.policy, policy, ctx.device, recipe.seed, reward_model)
     reference = load_reference(ctx, recipe, policy)
-    if recipe.policy.lora is not None:
-        add_lora(policy, recipe.policy.lora, recipe.seed)
     return PpoModels(policy, critic, reference, recipe.rollout.temperature)
 
 
@@ -102,11 +102,11 @@ def load_reference(ctx: RunContext, recipe: PpoRecipe, policy: nn.Module) -> For
 def build_optimizers(recipe: PpoRecipe, models: PpoModels, total_steps: int) -> dict[str, Optimizer]:
     """One for the policy (with the head of a shared trunk), one for a critic of its own."""
     optim, critic = recipe.optim, models.critic
-    named = [(f"policy.{name}", parameter) for name, parameter in models.policy.named_parameters()]
-    if critic is not None and critic.trunk is None:
+    named = [(f"policy.{name}", parameter) for name, parameter in own_parameters(models.policy)]
+    if critic is not None and critic.shares_hidden:
         named += [(f"critic.{name}", parameter) for name, parameter in critic.named_parameters()]
     optimizers = {"policy": Optimizer(named, optim, optim.lr, total_steps)}
-    if critic is not None and critic.trunk is not None:
+    if critic is not None and not critic.shares_hidden:
         lr = (recipe.value_model.lr if recipe.value_model else None) or optim.lr
         optimizers["critic"] = Optimizer(critic.named_parameters(), optim, lr, total_steps)
     return optimizers

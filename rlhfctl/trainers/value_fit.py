@@ -9,7 +9,6 @@ A recipe's `value_fit` section runs it after training (value_phase.py), `python 
 (value_command.py).
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from rlhfctl.errors import Refused
 from rlhfctl.evaluation.answers import Answer, Judge
 from rlhfctl.evaluation.guided import rollout_of, value_of
 from rlhfctl.evaluation.run import Answerer
+from rlhfctl.models.export import merged_copy
 from rlhfctl.models.load import backbone, config_of, hidden_at_predictors
 from rlhfctl.models.packing import pack_reading, plan_packs
 from rlhfctl.models.value_model import TokenSumHead, ValueFunction
@@ -63,7 +63,7 @@ def rows_of(prompts: Sequence[PromptRow], answers: Sequence[Answer]) -> list[Row
 
 def fresh_value(policy: nn.Module, head: str) -> ValueFunction:
     """A value function over a copy of the policy's trunk, its head at zero."""
-    trunk = copy.deepcopy(backbone(policy))
+    trunk = merged_copy(backbone(policy))
     config = config_of(trunk)
     weight: Tensor | TokenSumHead = torch.zeros(1, config.hidden_size)
     if head == "token_sum":

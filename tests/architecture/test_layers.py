@@ -10,10 +10,10 @@ import pytest
 # Light side, before the process boundary: no torch, no transformers, no numpy at import.
 LIGHT = {
     "errors": set(),
+    "base_weights": set(),
     "run_dir": set(),
     "stop": set(),
     "failure": {"run_dir"},
-    "heartbeat": set(),
     "recipe": set(),
     "templates": set(),
     "data": {"recipe", "templates"},
@@ -26,7 +26,7 @@ LIGHT = {
     "rewards": {"recipe", "templates", "data"},
 }
 HEAVY = {
-    "worker": {"recipe", "run_dir", "failure", "heartbeat", "stop", "trainers", "tracking"},
+    "worker": {"recipe", "run_dir", "failure", "stop", "trainers", "tracking"},
     "trainers": {
         "rollout",
         "rewards",
@@ -39,7 +39,6 @@ HEAVY = {
         "recipe",
         "templates",
         "run_dir",
-        "heartbeat",
     },
     "rollout": {"models", "recipe", "templates", "data"},
     "search": {"rollout", "models", "recipe", "templates"},
@@ -60,7 +59,14 @@ LAZY = {
 # Files that stand on the other side of their package: (module, package it may import at module level).
 EXCEPTIONS = {("rewards.model", "models")}
 # Leaves that any layer may speak in.
-WORDS = {"errors", "__version__", "preflight.finding", "serving.protocol", "rollout.handshake"}
+WORDS = {
+    "errors",
+    "__version__",
+    "base_weights",
+    "preflight.finding",
+    "serving.protocol",
+    "rollout.handshake",
+}
 THIRD_PARTY = {
     "torch",
     "transformers",
@@ -71,6 +77,7 @@ THIRD_PARTY = {
     "math_verify",
     "rapidfuzz",
     "accelerate",
+    "bitsandbytes",
 }
 # Light modules that are heavy inside on purpose; nothing light imports them at module level.
 HEAVY_FILES = {"rewards/model.py"}

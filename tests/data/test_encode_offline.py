@@ -8,7 +8,8 @@ from rlhfctl.data.encode_offline import encode_offline, refuse_nothing_to_learn,
 from rlhfctl.data.load import load_samples
 from rlhfctl.data.samples import Judgement, Sample
 from rlhfctl.errors import Refused
-from rlhfctl.recipe.sections import DataSource, OfflineReasoning
+from rlhfctl.recipe.oreo_sections import OfflineReasoning
+from rlhfctl.recipe.sections import DataSource
 from rlhfctl.templates.encode import ChatEncoder
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from rlhfctl.recipe import sections
 from rlhfctl.recipe.algorithm import Algorithm
-from rlhfctl.recipe.oreo_sections import Collect, ValueFit
+from rlhfctl.recipe.oreo_sections import Collect, OfflineReasoning, ValueFit
 from rlhfctl.recipe.rollout_server import RolloutServer
 from rlhfctl.recipe.tracking import Tracking, Wandb
 
@@ -48,7 +48,7 @@ def test_rm_page_has_a_row_with_the_default_of_every_key(repo: Path) -> None:
 def test_oreo_page_has_a_row_with_the_default_of_every_key(repo: Path) -> None:
     page = (repo / "docs" / "oreo.md").read_text()
     rows = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \|", page, re.MULTILINE))
-    for prefix, section in (("", sections.OfflineReasoning), ("collect.", Collect), ("value_fit.", ValueFit)):
+    for prefix, section in (("", OfflineReasoning), ("collect.", Collect), ("value_fit.", ValueFit)):
         for key, field in section.model_fields.items():
             default = field.get_default(call_default_factory=True)
             assert rows[prefix + key] == ("null" if default is None else str(default))

@@ -11,7 +11,7 @@ from rlhfctl.data.encode_offline import OfflineRow
 from rlhfctl.models import attention
 from rlhfctl.models.load import backbone, prepare
 from rlhfctl.models.value import Critic
-from rlhfctl.recipe.sections import OfflineReasoning
+from rlhfctl.recipe.oreo_sections import OfflineReasoning
 from rlhfctl.trainers.oreo import train_batch
 
 CONFIG = LlamaConfig(
