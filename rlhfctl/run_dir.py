@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import time
+import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -184,6 +185,26 @@ class RunDir:
         complete = self._complete_checkpoints()
         return complete[-1] if complete else None
 
+    def sound_checkpoint(self) -> tuple[Path | None, list[tuple[Path, str]]]:
+        """The newest checkpoint that is what was written, and the newer ones that are not, each with its flaw.
+
+        Reads every byte of what it looks at.
+        """
+        damaged: list[tuple[Path, str]] = []
+        for path in reversed(self._step_directories()):
+            wrong = flaw(path)
+            if wrong is None:
+                return path, damaged
+            damaged.append((path, wrong))
+        return None, damaged
+
+    def set_aside(self, path: Path) -> Path:
+        """Rename a damaged checkpoint, so that its step can be written again; returns where it is now."""
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(path, aside)
+        return aside
+
     def checkpoint_step(self, path: Path) -> int:
         """The step in a checkpoint's name."""
         match = STEP_NAME.fullmatch(path.name)
@@ -316,7 +337,7 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
 
 
 def commit_directory(target: Path, write: Callable[[Path], None]) -> None:
-    """Fill a directory aside through `write`, list its files and sizes in a manifest, flush all, rename.
+    """Fill a directory aside through `write`, list its files, sizes and checksums in a manifest, flush all, rename.
 
     What earlier crashes left beside the target is removed first; on any failure so is what this call wrote.
     """
@@ -329,7 +350,9 @@ def commit_directory(target: Path, write: Callable[[Path], None]) -> None:
         write(aside)
         files = sorted(path for path in aside.rglob("*") if path.is_file())
         sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
-        (aside / MANIFEST).write_text(json.dumps({"schema": 1, "files": sizes}, indent=1) + "\n")
+        sums = {str(path.relative_to(aside)): checksum(path) for path in files}
+        manifest = {"schema": 1, "files": sizes, "crc32": sums}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for path in [*files, aside / MANIFEST]:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -351,6 +374,33 @@ def is_complete(path: Path) -> bool:
         return all((path / name).stat().st_size == size for name, size in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def flaw(path: Path) -> str | None:
+    """What is wrong with a directory that was committed, in a few words; None: every byte is as it was written."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        sizes, sums = dict(manifest["files"]), dict(manifest.get("crc32", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    for name, size in sizes.items():
+        try:
+            found = (path / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes of {size}"
+            if name in sums and checksum(path / name) != sums[name]:
+                return f"{name} is not what was written: its checksum differs"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    return None
+
+
+def checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            value = zlib.crc32(chunk, value)
+    return value
 
 
 def remove_aside(path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rlhfctl.errors import Interrupted, RlhfctlError, RunFailed
 from rlhfctl.failure import Failure, write_failure
+from rlhfctl.heartbeat import heartbeat
 from rlhfctl.run_dir import RunDir, is_disk_full
 from rlhfctl.stop import StopRequest
 
@@ -40,6 +41,7 @@ TRAINERS = {
 # mallopt parameters (malloc.h): large tensors come from the heap and stay there, which saves the page faults of
 # mapping and unmapping them at every step.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+GRACE = 60.0  # seconds past launch.timeout before a collective gives up by itself
 PR_SET_PDEATHSIG = 1  # prctl: the kernel sends a signal when the parent dies
 
 
@@ -64,6 +66,7 @@ def run(
             join(recipe, device)
             attempt = agree_on(attempt)
         log = open_log(directory, attempt, rank, inline)
+        heartbeat.open(directory.attempt(attempt) / f"rank{rank}.beat", rank)
         started = True
         say = speaker(directory, attempt, rank, log, console)
         if rank == 0:
@@ -192,7 +195,8 @@ def join(recipe: "AnyRecipe", device: "torch.device") -> None:
     import torch.distributed as dist
 
     backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=recipe.launch.timeout)
+    # The launcher's own watch comes first: it can tell who hangs (launch/hang.py).
+    timeout = timedelta(seconds=recipe.launch.timeout + GRACE)
     if device.type == "cuda":
         dist.init_process_group(backend, timeout=timeout, device_id=device)
     else:

@@ -72,7 +72,7 @@ def main():
     rng = random.Random(17)
     rng.shuffle(prompts)
     torch.manual_seed(17)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, use_safetensors=True).eval()
     stories = sample(model, AutoTokenizer.from_pretrained(arguments.model), prompts)
     found = [pairs(*each, rng) for each in zip(prompts, stories, strict=True)]
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -90,6 +90,8 @@ def candidates(cli: Any, words: list[str], prefix: str) -> Iterator[Candidate]:
             yield from overrides(name, prefix)
     elif name == "recipes":
         yield from recipe_actions(given)
+    elif name == "doctor":
+        yield from () if given else recipes(prefix)
     else:
         yield from shipped(prefix) if name == "inspect-template" and not given else ()
         yield from files(prefix)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from rlhfctl.launch.hang import Hang, Watchdog
 from rlhfctl.stop import SIGNALS
 
 PR_SET_PDEATHSIG = 1
@@ -25,10 +26,14 @@ WORKER_MODULE = "rlhfctl.worker"
 
 @dataclass(frozen=True, slots=True)
 class AgentResult:
-    """returncode: the agent's own. signum: the signal this process was asked to stop with, or None."""
+    """returncode: the agent's own. signum: the signal this process was asked to stop with, or None.
+
+    hang: the last one that was ended, or None.
+    """
 
     returncode: int
     signum: int | None
+    hang: Hang | None = None
 
 
 def run_agent(
@@ -39,12 +44,15 @@ def run_agent(
     stderr: TextIO,
     keep_open: list[int],
     received: list[int],
+    watchdog: Watchdog | None = None,
 ) -> AgentResult:
     """Run the agent to its end. log: its own output. console: the file rank 0 writes lines for the user to.
 
     keep_open: descriptors that live as long as the agent (the run directory's lock). received: the signals of this
-    process, see `noting_signals`.
+    process, see `noting_signals`. watchdog: finds ranks that hang; they are killed, which the agent answers as any
+    death.
     """
+    hang = None
     with open(log, "ab") as output:
         agent = subprocess.Popen(
             argv,
@@ -58,7 +66,7 @@ def run_agent(
         )
         follow = follow_file(console)
         try:
-            supervise(agent, received, follow, stderr)
+            hang = supervise(agent, received, follow, stderr, watchdog)
         except BaseException:
             kill_all(agent)
             raise
@@ -67,15 +75,23 @@ def run_agent(
                 break
             stderr.write(line)
         stderr.flush()
-    return AgentResult(agent.returncode, received[0] if received else None)
+    return AgentResult(agent.returncode, received[0] if received else None, hang)
 
 
 def supervise(
-    agent: "subprocess.Popen[bytes]", received: list[int], follow: Iterator[str | None], stderr: TextIO
-) -> None:
-    """Wait for the agent; hand the first signal to each worker once, kill everything at the second."""
+    agent: "subprocess.Popen[bytes]",
+    received: list[int],
+    follow: Iterator[str | None],
+    stderr: TextIO,
+    watchdog: Watchdog | None,
+) -> Hang | None:
+    """Wait for the agent; hand the first signal to each worker once, kill everything at the second, and what hangs.
+
+    Returns the last hang.
+    """
     told: set[int] = set()
     announced = False
+    hung = None
     while agent.poll() is None:
         for line in follow:
             if line is None:
@@ -97,7 +113,22 @@ def supervise(
             for pid in workers - told:
                 told.add(pid)
                 send(pid, signal.SIGINT if received[0] == signal.SIGINT else signal.SIGTERM)
+        hang = watchdog.look(time.monotonic(), lambda: worker_pids(agent.pid)) if watchdog else None
+        if hang is not None:
+            hung = hang
+            stderr.write(f"{hang.sentence}\n")
+            stderr.flush()
+            end_hang(agent, hang)
         time.sleep(0.05)
+    return hung
+
+
+def end_hang(agent: "subprocess.Popen[bytes]", hang: Hang) -> None:
+    """Kill the ranks that hang: the agent starts all of them again, or ends the others. Not ours: end our part."""
+    for pid in hang.pids:
+        send(pid, signal.SIGKILL)
+    if not hang.pids:
+        kill_all(agent)
 
 
 @contextmanager
@@ -172,17 +203,17 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-FAILURE = re.compile(r"^  rank\s+: (\d+) .*\n  exitcode\s+: (-?\d+) \(pid: \d+\)", re.MULTILINE)
+FAILURE = re.compile(r"^  rank\s+: (\d+) .*\n  exitcode\s+: (-?\d+) \(pid: (\d+)\)", re.MULTILINE)
 
 
-def killed_rank(log: Path) -> tuple[int, int] | None:
-    """(rank, exit code) of a worker that died by a signal, as torchrun tells it: it left no word of its own.
+def killed_rank(log: Path) -> tuple[int, int, int] | None:
+    """(rank, exit code, pid) of a worker that died by a signal, as torchrun tells it: it left no word of its own.
 
     Not SIGTERM: that is how the agent ends the others. torchrun's own root cause goes by whole seconds, and is as
     often the rank that lost its peer.
     """
     report = log.read_text(errors="replace").rpartition("\nFailures:\n")[2]
-    failures = [(int(rank), int(code)) for rank, code in FAILURE.findall(report)]
+    failures = [(int(rank), int(code), int(pid)) for rank, code, pid in FAILURE.findall(report)]
     return next((failure for failure in failures if failure[1] < 0 and failure[1] != -signal.SIGTERM), None)
 
 

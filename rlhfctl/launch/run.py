@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rlhfctl.errors import Interrupted
 from rlhfctl.failure import Failure, first_failure, report_lines
+from rlhfctl.launch.hang import Watchdog
 from rlhfctl.launch.inline import run_inline
 from rlhfctl.launch.plan import Plan, make_plan
 from rlhfctl.launch.process import (
@@ -104,6 +105,7 @@ def start_torchrun(
             io.StringIO() if quiet else sys.stderr,
             [lock],
             received,
+            Watchdog(logs, node_name(plan), plan.timeout),
         )
         return torchrun_result(recipe, plan, run, attempt, agent, verbose)
 
@@ -133,6 +135,7 @@ def follow_leader(recipe: "AnyRecipe", plan: Plan, run: RunDir, resume: bool, qu
             io.StringIO() if quiet else sys.stderr,
             [],
             received,
+            Watchdog(run.logs / "latest", node_name(plan), plan.timeout),
         )
     if agent.signum is not None:
         return Result("interrupted", stop_code(agent.signum), None, "interrupted", ("interrupted",))
@@ -142,7 +145,9 @@ def follow_leader(recipe: "AnyRecipe", plan: Plan, run: RunDir, resume: bool, qu
     if agent.returncode == 0:
         return Result("done", 0, status.get("step"), None)
     log = logs / "torchrun.log"
-    reason = failed_meeting(log) or "a worker failed; the first failure is told on the leader's node"
+    hang = agent.hang.sentence if agent.hang else None
+    elsewhere = "a worker failed; the first failure is told on the leader's node"
+    reason = hang or failed_meeting(log) or elsewhere
     return Result("failed", 1, None, reason, (f"{reason}; log: {log}",))
 
 
@@ -153,7 +158,17 @@ def worker_program(run: RunDir, attempt: int, resume: bool) -> list[str]:
 
 
 def worker_environment(plan: Plan) -> dict[str, str]:
-    return {**os.environ, **plan.env, "RLHFCTL_LAUNCHER": str(os.getpid())}
+    return {
+        **os.environ,
+        **plan.env,
+        "RLHFCTL_LAUNCHER": str(os.getpid()),
+        "RLHFCTL_NODE": node_name(plan),
+    }
+
+
+def node_name(plan: Plan) -> str:
+    """What the ranks' records call this node: the address that faces the others, empty where it is the only one."""
+    return (plan.node.address or "") if plan.node else ""
 
 
 # How it ended
@@ -187,7 +202,11 @@ def torchrun_result(
         return interrupted(run, code)
     log = run.attempt(attempt) / "torchrun.log"
     failure, killed = first_failure(run.attempt(attempt)), killed_rank(log)
-    if killed is not None:
+    hang = agent.hang
+    if hang is not None and (not hang.pids or (killed is not None and killed[2] in hang.pids)):
+        rank = killed[0] if hang.pids and killed else hang.waits
+        failure = unknown_failure(run, attempt, rank, plan.world, hang.sentence, 1)
+    elif killed is not None:
         # It leaves no file of its own, only peers that complain of having lost it.
         failure = unknown_failure(run, attempt, killed[0], plan.world, describe_exit(killed[1]), 1)
     elif failure is None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rlhfctl.errors import Refused
-from rlhfctl.models.load import own_words, refuse_incomplete
+from rlhfctl.models.load import own_words, refuse_incomplete, safe_weights
 from rlhfctl.models.packing import plan_packs
 from rlhfctl.models.value_head import checked_head, read_config, tensor_names
 
@@ -72,9 +72,14 @@ def load_encoder_reward(
     """Raises Refused for an incomplete checkpoint, several labels, or a last layer that is NaN or all zeros."""
     from transformers import AutoModelForSequenceClassification
 
+    safe_weights(path)
     with own_words():
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+            path,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            use_safetensors=True,
         )
     model, report = loaded
     refuse_incomplete(path, report)

@@ -59,6 +59,7 @@ def load_encoder_for_training(
                 num_labels=1,
                 dtype=dtype,
                 output_loading_info=True,
+                use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 **options,
             )

@@ -46,8 +46,9 @@ def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module
         # Drawn in float32 and rounded, so that both dtypes start from the same model.
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options).to(dtype)
     else:
+        safe_weights(str(policy.path))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(policy.path), dtype=dtype, output_loading_info=True, **options
+            str(policy.path), dtype=dtype, output_loading_info=True, use_safetensors=True, **options
         )
         model, report = loaded
         refuse_incomplete(str(policy.path), report)
@@ -86,6 +87,19 @@ def own_words() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def safe_weights(path: str) -> None:
+    """Raises Refused for a directory whose weights are pickles alone: reading one can run any code.
+
+    For a model on the hub use_safetensors says the same to transformers."""
+    directory = Path(path)
+    pickles = [file.name for form in ("*.bin", "*.pt", "*.pth") for file in sorted(directory.glob(form))]
+    if pickles and not any(directory.glob("*.safetensors")):
+        raise Refused(
+            f"{path} holds its weights as pickles alone ({pickles[0]}), and none is read, for it can run any code: "
+            "convert it to safetensors where you trust it"
+        )
 
 
 def refuse_incomplete(path: str, report: dict[str, Any]) -> None:
@@ -159,6 +173,7 @@ def load_trunk(
     from transformers import AutoModel
 
     attention.register()
+    safe_weights(path)
     with own_words():
         loaded: Any = AutoModel.from_pretrained(
             path,
@@ -166,6 +181,7 @@ def load_trunk(
             attn_implementation=attention.NAME,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            use_safetensors=True,
         )
     trunk, report = loaded
     refuse_incomplete(path, report)

@@ -20,6 +20,7 @@ from rlhfctl.models.load import (
     prepare,
     refuse_incomplete,
     resolve_dtype,
+    safe_weights,
 )
 from rlhfctl.models.lora import add_lora
 from rlhfctl.models.packing import Pack
@@ -60,6 +61,7 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
         )
     else:
         path = local_directory(str(policy.path))
+        safe_weights(str(path))
         found = find_head(path) if head == "auto" else None
         if found is not None:
             origin, told = found.weight, f"the checkpoint's {found.name}"
@@ -69,6 +71,7 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
                 num_labels=1,
                 dtype=dtype,
                 output_loading_info=True,
+                use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 **options,
             )

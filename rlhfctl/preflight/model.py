@@ -124,12 +124,21 @@ def check_files(inputs: Inputs, key: str, path: str, weights: bool) -> list[Find
                 side="policy",
             )
         ]
+    if checkpoint.empty and checkpoint.pickled:
+        return [
+            error(
+                "W016",
+                f"{key}: {path} holds its weights as pickles alone",
+                "reading a pickle can run any code that its author put there, so none is read",
+                "convert it where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
+            )
+        ]
     if checkpoint.empty:
         return [
             error(
                 "W005",
                 f"{key}: {path} holds no weights",
-                f"no *.safetensors and no pytorch_model*.bin in {directory}",
+                f"no *.safetensors in {directory}",
                 "point to a whole checkpoint; policy.from_config trains from random weights on purpose",
             )
         ]
@@ -140,7 +149,7 @@ def check_head(inputs: Inputs, path: str) -> list[Finding]:
     """W007 no head, W008 a head of the wrong shape, W009 one that is not finite or all zero."""
     checkpoint = inputs.checkpoint(path)
     if checkpoint.problems or not checkpoint.tensors:
-        return []  # reported already, or pickled: the worker checks it on loading
+        return []  # reported already
     config = inputs.config(path)
     names = head_names(config)
     entry = find_head(checkpoint, config)

@@ -33,9 +33,12 @@ class Entry:
     end: int
 
 
+PICKLES = ("*.bin", "*.pt", "*.pth")
+
+
 @dataclass(slots=True)
 class Checkpoint:
-    """problems: sentences on files that are cut or missing. pickled: weights in a form whose header is not read."""
+    """problems: sentences on files that are cut or missing. pickled: weights in a form that is never opened."""
 
     tensors: dict[str, Entry] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -43,7 +46,7 @@ class Checkpoint:
 
     @property
     def empty(self) -> bool:
-        return not self.tensors and not self.pickled
+        return not self.tensors
 
     @property
     def parameters(self) -> int:
@@ -52,7 +55,7 @@ class Checkpoint:
 
 def read_checkpoint(directory: Path) -> Checkpoint:
     """The headers of all *.safetensors of a model directory, and whether the index's shards are all there."""
-    checkpoint = Checkpoint(pickled=any(directory.glob("pytorch_model*.bin")))
+    checkpoint = Checkpoint(pickled=any(any(directory.glob(form)) for form in PICKLES))
     files = sorted(directory.glob("*.safetensors"))
     for file in files:
         problem = _read_header(file, checkpoint.tensors)

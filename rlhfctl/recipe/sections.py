@@ -433,7 +433,9 @@ class Launch(Section):
         "auto", description="CPU threads per process; auto: cores / processes"
     )
     timeout: float = Field(
-        1800.0, gt=0, description="seconds a rank waits for the others before the run fails"
+        1800.0,
+        gt=0,
+        description="seconds a rank waits for the others before the one they wait for counts as hung",
     )
 
     @model_validator(mode="after")

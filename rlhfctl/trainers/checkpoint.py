@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlhfctl.base_weights import base_facts, refuse_other_base
-from rlhfctl.errors import Interrupted, Refused
+from rlhfctl.errors import Interrupted, Refused, RunFailed
+from rlhfctl.heartbeat import heartbeat
 from rlhfctl.models.export import export_policy, load_trainable
 from rlhfctl.run_dir import truncate_jsonl
 from rlhfctl.trainers.context import RunContext
@@ -32,6 +33,7 @@ def save(
     ctx: RunContext, models: dict[str, nn.Module], optimizers: dict[str, Optimizer], state: dict[str, Any]
 ) -> None:
     """Write one checkpoint (rank 0), atomically, and drop old ones. state: {"step": ..., counters}."""
+    heartbeat.at("the checkpoint", state["step"])
     if ctx.rank == 0:
 
         def write(directory: Path) -> None:
@@ -52,6 +54,7 @@ def save(
         ctx.run.commit_checkpoint(state["step"], write)
         ctx.run.prune_checkpoints(ctx.recipe.train.keep_checkpoints)
     barrier()
+    heartbeat.at("train", state["step"] + 1)
 
 
 def keep(
@@ -70,10 +73,13 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def restore(
     ctx: RunContext, models: dict[str, nn.Module], optimizers: dict[str, Optimizer]
 ) -> dict[str, Any] | None:
-    """Load the newest complete checkpoint into the models and optimizers; None when there is none to resume from."""
+    """Load the newest sound checkpoint into the models and optimizers; None when there is none to resume from.
+
+    Raises RunFailed where there are checkpoints and all of them are damaged.
+    """
     if not ctx.resume:
         return None
-    directory = ctx.run.newest_checkpoint()
+    directory = newest_sound(ctx)
     if directory is None:
         ctx.say("no checkpoint to resume from: starting at step 0")
         _forget_after(ctx, -1)  # the evaluation before the first step is made again
@@ -95,6 +101,23 @@ def restore(
     _forget_after(ctx, state["step"])
     ctx.say(f"resuming from {directory.name}")
     return state
+
+
+def newest_sound(ctx: RunContext) -> Path | None:
+    """The checkpoint to resume from; newer ones that are damaged are told and set aside."""
+    directory, damaged = ctx.run.sound_checkpoint()
+    if damaged and directory is None:
+        told = "; ".join(f"{path.name}: {wrong}" for path, wrong in damaged)
+        raise RunFailed(
+            f"every checkpoint in {ctx.run.checkpoints} is damaged ({told}): put back a copy of one, "
+            "or start again in another --run-dir"
+        )
+    barrier()  # every rank has read what rank 0 renames now
+    for path, wrong in damaged:
+        ctx.say(f"{path.name} is damaged ({wrong}): it is kept as {path.name}.damaged, an older one is used")
+        if ctx.rank == 0:
+            ctx.run.set_aside(path)
+    return directory
 
 
 def _forget_after(ctx: RunContext, step: int) -> None:
@@ -134,6 +157,7 @@ def stop_if_asked(
 def save_final(ctx: RunContext, model: nn.Module, step: int) -> None:
     """final/: the policy in Hugging Face layout, whole or not at all. Of a phase that is not the last: the model that
     the next one starts from, adapters merged, and the step it stands for."""
+    heartbeat.at("the final model", step)
     if ctx.rank == 0:
         lora = ctx.recipe.policy.lora
         early = ctx.phase is not None and ctx.phase.model is not None

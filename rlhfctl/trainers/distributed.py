@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rlhfctl.heartbeat import heartbeat
+
 
 def active() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -18,8 +20,10 @@ def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
     names = sorted(values)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return dict(zip(names, tensor.tolist(), strict=True))
+    with heartbeat.waiting("sums"):
+        dist.all_reduce(tensor)
+        summed = tensor.tolist()
+    return dict(zip(names, summed, strict=True))
 
 
 def gather_lists(items: list[Any]) -> list[Any]:
@@ -27,7 +31,8 @@ def gather_lists(items: list[Any]) -> list[Any]:
     if not active():
         return items
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, items)
+    with heartbeat.waiting("samples"):
+        dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
 
 
@@ -49,7 +54,8 @@ def sum_gradients(gradients: list[Tensor], bucket_elements: int = 1 << 24) -> No
 
 def _reduce_bucket(bucket: list[Tensor]) -> None:
     flat = torch.cat([gradient.reshape(-1).float() for gradient in bucket])
-    dist.all_reduce(flat)
+    with heartbeat.waiting("gradients"):
+        dist.all_reduce(flat)
     start = 0
     for gradient in bucket:
         end = start + gradient.numel()
@@ -63,10 +69,12 @@ def any_rank(flag: int) -> int:
         return flag
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     tensor = torch.tensor([flag], device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return int(tensor.item())
+    with heartbeat.waiting("the end of the step"):
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor.item())
 
 
 def barrier() -> None:
     if active():
-        dist.barrier()
+        with heartbeat.waiting("a barrier"):
+            dist.barrier()

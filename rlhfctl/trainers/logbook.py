@@ -5,6 +5,7 @@ import resource
 import time
 
 from rlhfctl.errors import RunFailed
+from rlhfctl.heartbeat import heartbeat
 from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.tracking.metrics import append_jsonl
 from rlhfctl.tracking.progress import Progress
@@ -21,6 +22,7 @@ class Logbook:
         self.marks: dict[str, float] = {}
         self.cpu = time.process_time()
         self.wall = time.perf_counter()
+        heartbeat.at("train", start + 1)
 
     def timed(self, name: str) -> "Stopwatch":
         """`with logbook.timed("rollout"):` adds to seconds/rollout of this step."""
@@ -28,6 +30,7 @@ class Logbook:
 
     def log(self, step: int, metrics: dict[str, float], force: bool = False) -> None:
         """Record step `step` (1-based: the number of steps done)."""
+        heartbeat.at("train", step + 1)
         if not (force or step % self.ctx.recipe.train.log_every == 0 or step == self.total):
             return
         cpu = time.process_time()
@@ -69,10 +72,12 @@ class Stopwatch:
 
     def __enter__(self) -> "Stopwatch":
         self.began = time.perf_counter()
+        heartbeat.at(self.name)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.marks[self.name] = self.marks.get(self.name, 0.0) + time.perf_counter() - self.began
+        heartbeat.at("train")
 
 
 def refuse_non_finite(step: int, name: str, value: float) -> None:

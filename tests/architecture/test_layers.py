@@ -14,6 +14,7 @@ LIGHT = {
     "run_dir": set(),
     "stop": set(),
     "failure": {"run_dir"},
+    "heartbeat": set(),
     "recipe": set(),
     "templates": set(),
     "data": {"recipe", "templates"},
@@ -26,7 +27,7 @@ LIGHT = {
     "rewards": {"recipe", "templates", "data"},
 }
 HEAVY = {
-    "worker": {"recipe", "run_dir", "failure", "stop", "trainers", "tracking"},
+    "worker": {"recipe", "run_dir", "failure", "heartbeat", "stop", "trainers", "tracking"},
     "trainers": {
         "rollout",
         "rewards",
@@ -39,6 +40,7 @@ HEAVY = {
         "recipe",
         "templates",
         "run_dir",
+        "heartbeat",
     },
     "rollout": {"models", "recipe", "templates", "data"},
     "search": {"rollout", "models", "recipe", "templates"},

@@ -1,6 +1,7 @@
 """ppo on the quickstart task, its reward served by serve-rm in another process."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -18,18 +19,26 @@ def score(samples):
 """
 
 
+KEY = "planted-5f1c9d27-key"
+
+
 @pytest.fixture
 def service(tmp_path):
-    """(address, process) of the rules above."""
+    """(address, file of its stderr) of the rules above, for those who have the key."""
     (tmp_path / "rules.py").write_text(RULES)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rlhfctl", "serve-rm", str(tmp_path / "rules.py"), "--port", "0", "-q"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield process.stdout.readline().strip(), process
+    command = ["serve-rm", str(tmp_path / "rules.py"), "--port", "0", "--api-key-env", "SERVICE_KEY"]
+    with open(tmp_path / "served", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rlhfctl", *command],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, "SERVICE_KEY": KEY},
+            text=True,
+        )
+    yield process.stdout.readline().strip(), tmp_path / "served"
     process.terminate()
     assert process.wait(30) == 0
+    assert KEY not in (tmp_path / "served").read_text()
     process.stdout.close()
 
 
@@ -43,11 +52,20 @@ SHORT = (
 
 
 def test_the_remote_reward_trains_as_the_verifier_does(workspace, cli, metrics, service, tmp_path):
-    """The rules are those of chain_answer, so the two runs agree in every number but the verifier's extra metrics."""
+    """The rules are those of chain_answer, so the two runs agree in every number but the verifier's extra metrics. The
+    key that opened the service is in none of the files that a run leaves."""
     url, _ = service
-    remote = f"reward.sources=[{{kind: remote, url: '{url}', request_size: 8}}]"
-    for name, reward in (("local", ()), ("remote", (remote,))):
-        cli("ppo", "quickstart/ppo", "--run-dir", str(tmp_path / name), "-q", *SHORT, *reward, cwd=workspace)
+    remote = f"reward.sources=[{{kind: remote, url: '{url}', request_size: 8, api_key_env: TRAINER_KEY}}]"
+    for name, reward in (("local", ()), ("remote", (remote, "train.samples_every=1"))):
+        run = [*SHORT, *reward, "--run-dir", str(tmp_path / name)]
+        done = cli("ppo", "quickstart/ppo", *run, cwd=workspace, env={"TRAINER_KEY": KEY})
+        assert KEY not in done.stdout + done.stderr
+    cli("report", str(tmp_path / "remote"), cwd=workspace)
+    files = [path for path in (tmp_path / "remote").rglob("*") if path.is_file()]
+    assert {"launch.json", "recipe.yaml", "preflight.json", "samples.jsonl", "rank0.log", "report.html"} <= {
+        path.name for path in files
+    }
+    assert [str(path) for path in files if KEY.encode() in path.read_bytes()] == []
     local, over_http = metrics(tmp_path / "local"), metrics(tmp_path / "remote")
     assert len(local) == len(over_http)
     assert any("loss/policy" in record for record in over_http)

@@ -10,6 +10,9 @@ import time
 
 import pytest
 
+from rlhfctl.launch.same_run import compare_runs
+from rlhfctl.run_dir import RunDir
+
 
 def start(arguments, cwd):
     return subprocess.Popen(
@@ -38,9 +41,12 @@ def lines(run):
 
 
 def same_result(run, reference, metrics):
+    """Metrics, the last checkpoint with its optimizer, and final/."""
     assert metrics(run) == metrics(reference)
-    mine, theirs = run / "final/model.safetensors", reference / "final/model.safetensors"
-    assert mine.read_bytes() == theirs.read_bytes()
+    found = compare_runs(RunDir(reference), RunDir(run))
+    assert [each.where for each in found if each.difference is not None] == []
+    assert any("optimizer" in each.what for each in found)
+    assert any(each.what.startswith("final/") for each in found)
 
 
 @pytest.mark.parametrize("task", ["sft", "rm", "ppo"])
@@ -63,17 +69,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(task, workspace, command, 
 @pytest.mark.heavy
 @pytest.mark.parametrize("task", ["sft", "rm", "ppo"])
 def test_kill_9_at_random_moments(task, workspace, command, cli, metrics, tmp_path):
-    """Six kills: four at random moments of a step (rollout, reward, update), two while a checkpoint is written."""
+    """Four kills: two at random moments of a step (rollout, reward, update), two while a checkpoint is written."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    longer = {"train.steps": 40, "train.save_every": 1, "train.batch_size": 128}
+    longer = {"train.steps": 24, "train.save_every": 1, "train.batch_size": 128}
     cli(*command(task, whole, longer), cwd=workspace)
     rng = random.Random(f"kills {task}")
-    moments = ["step", "checkpoint", "step", "step", "checkpoint", "step"]
+    moments = ["step", "checkpoint", "checkpoint", "step"]
     killed, arguments = 0, command(task, parts, longer)
     for moment in moments:
         before = lines(parts)
         process = start(arguments, workspace)
-        asides = [parts / "checkpoints" / f".step_{step:06d}.aside" for step in range(41)]
+        asides = [parts / "checkpoints" / f".step_{step:06d}.aside" for step in range(25)]
         if moment == "checkpoint":
             reached = wait_for(lambda asides=asides: any(os.path.isdir(path) for path in asides), process)
         else:
@@ -84,7 +90,7 @@ def test_kill_9_at_random_moments(task, workspace, command, cli, metrics, tmp_pa
         process.communicate(timeout=30)
         killed += process.returncode == -signal.SIGKILL
         arguments = [task, "--resume", "--run-dir", str(parts), "-q"]
-    assert killed >= 5
+    assert killed >= 3
     cli(*arguments, cwd=workspace)
     same_result(parts, whole, metrics)
     assert not list((parts / "checkpoints").glob(".*"))

@@ -11,6 +11,7 @@ def test_two_processes_equal_one(task, steps, workspace, command, cli, metrics, 
     cli(*command(task, tmp_path / "one", {"train.steps": steps}), cwd=workspace)
     ranks = {"launch.launcher": "torchrun", "launch.nproc_per_node": 2, "train.steps": steps}
     cli(*command(task, tmp_path / "two", ranks), cwd=workspace)
+    assert (tmp_path / "two/logs/latest/rank1.log").exists()
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [record["step"] for record in one] == list(range(1, steps + 1))
     for alone, together in zip(one, two, strict=True):

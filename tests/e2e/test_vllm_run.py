@@ -1,6 +1,10 @@
 """ppo through vLLM with the real command: each sync proven, resumed as if never stopped, refused in time."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -44,9 +48,24 @@ def test_every_sync_is_proven_and_a_resumed_run_is_the_same(task, cli, metrics):
         assert 0 < record["sync/canary"] < 2e-5
         assert record["kl/rollout"] < 1e-9
     assert len({record["sync/canary"] for record in whole} | {r["entropy"] for r in whole}) > 4
-    cli("ppo", "r.yaml", "train.steps=2", "-q", "--run-dir", "halves", cwd=task)
+    killed_in_the_sync_of_step_3(task)
     cli("ppo", "r.yaml", "-q", "--run-dir", "halves", "--resume", cwd=task)
     assert metrics(task / "halves") == whole
+
+
+def killed_in_the_sync_of_step_3(task):
+    """kill -9 while the engine takes over the weights; the checkpoint of step 2 is there."""
+    arguments = [sys.executable, "-m", "rlhfctl", "ppo", "r.yaml", "-q", "--run-dir", "halves"]
+    process = subprocess.Popen(arguments, cwd=task, stderr=subprocess.PIPE)
+    record, end = task / "halves/logs/attempt_1/rank0.beat", time.monotonic() + 240
+    while not (record.exists() and '"step": 3, "phase": "sync"' in record.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.0005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert [path.name for path in (task / "halves/checkpoints").iterdir()] == ["step_000002"]
 
 
 def test_heads_without_a_kernel_are_refused_before_launch(task, cli):

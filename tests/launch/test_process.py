@@ -142,7 +142,9 @@ def test_a_killed_rank_is_named_by_torchruns_words(tmp_path: Path) -> None:
         """,
     )
     assert result.returncode == 1
-    assert killed_rank(tmp_path / "agent.log") == (1, -signal.SIGKILL)
+    killed = killed_rank(tmp_path / "agent.log")
+    assert killed is not None
+    assert killed[:2] == (1, -signal.SIGKILL)
     assert "SIGKILL" in describe_exit(-signal.SIGKILL)
     assert "exit code 3" in describe_exit(3)
 

@@ -151,20 +151,6 @@ def test_a_second_signal_does_not_wait_for_the_step(tmp_path: Path, chains: Path
     started.process.communicate()
 
 
-@pytest.mark.heavy
-def test_kill_9_of_the_process_loses_no_finished_step(tmp_path: Path, chains: Path) -> None:
-    whole = make_run(tmp_path / "whole", chains, "train.steps=12")
-    Started(whole).end()
-    run = make_run(tmp_path / "run", chains, "train.steps=12")
-    started = Started(run)
-    started.wait_for_step(5)
-    started.process.kill()
-    started.process.communicate()
-    resumed, _ = Started(run, "--resume").end()
-    assert resumed["state"] == "done"
-    assert metrics(run) == metrics(whole)
-
-
 def test_a_known_failure_is_a_sentence_with_its_exit_code(tmp_path: Path, chains: Path) -> None:
     run = make_run(tmp_path / "run", chains, f"data.train=[{{path: {tmp_path}/absent.jsonl}}]")
     result, _ = Started(run).end()
@@ -191,19 +177,6 @@ def test_an_unknown_failure_is_four_lines(tmp_path: Path, chains: Path) -> None:
     assert resume == f"resume:    rlhfctl sft {run.recipe} --run-dir {run.path} --resume"
 
 
-def test_two_ranks_give_the_losses_of_one(tmp_path: Path, chains: Path) -> None:
-    one = make_run(tmp_path / "one", chains)
-    two = make_run(tmp_path / "two", chains, "launch.nproc_per_node=2")
-    Started(one).end()
-    result, stderr = Started(two).end()
-    assert (result["state"], result["step"]) == ("done", 6)
-    assert "step 6/6" in stderr
-    assert json.loads(two.launch.read_text())["processes_per_node"] == 2
-    for a, b in zip(metrics(one), metrics(two), strict=True):
-        assert b["loss/sft"] == pytest.approx(a["loss/sft"], abs=1e-6)
-    assert (two.logs / "latest" / "rank1.log").exists()
-
-
 def test_torchrun_keeps_exit_codes_and_names_the_rank(tmp_path: Path, chains: Path) -> None:
     run = make_run(tmp_path / "run", chains, "data.max_length=3", "launch.nproc_per_node=2")
     result, _ = Started(run).end()
@@ -225,42 +198,6 @@ def test_ctrl_c_under_torchrun_keeps_a_checkpoint(tmp_path: Path, chains: Path) 
     newest = run.newest_checkpoint()
     assert newest is not None
     assert run.checkpoint_step(newest) == result["step"] >= 3
-
-
-def rank_pid(run: RunDir, rank: int) -> int | None:
-    """The process whose environment says it is this rank of this run."""
-    for entry in Path("/proc").iterdir():
-        try:
-            arguments = (entry / "cmdline").read_bytes().split(b"\0")
-            environment = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        ours = b"rlhfctl.worker" in arguments and str(run.path).encode() in arguments
-        if ours and f"RANK={rank}".encode() in environment:
-            return int(entry.name)
-    return None
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("restarts", [0, 1])
-def test_a_killed_rank(restarts: int, tmp_path: Path, chains: Path) -> None:
-    """Without restarts the killed rank is named, not its peer; with one the run goes on from a checkpoint."""
-    overrides = ["launch.nproc_per_node=2", f"launch.max_restarts={restarts}", "train.steps=30"]
-    run = make_run(tmp_path / "run", chains, *overrides)
-    started = Started(run)
-    started.wait_for_step(4)
-    pid = rank_pid(run, 1)
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    result, _ = started.end()
-    if restarts:
-        assert (result["state"], result["step"]) == ("done", 30)
-        assert [row["step"] for row in metrics(run)] == list(range(1, 31))
-        assert "resuming from step_" in (run.logs / "latest" / "rank0.log").read_text()
-    else:
-        assert (result["state"], result["exit_code"]) == ("failed", 1)
-        assert result["report"][0] == "rank:      1 of 2"
-        assert "SIGKILL" in result["report"][1]
 
 
 @pytest.mark.heavy
