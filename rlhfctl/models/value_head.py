@@ -23,7 +23,7 @@ class ValueHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, hidden_size, dtype=torch.float32))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return (hidden.float() @ self.weight.t()).squeeze(-1)
+        return (hidden.float() @ self.weight.float().t()).squeeze(-1)
 
 
 @dataclass(frozen=True, slots=True)

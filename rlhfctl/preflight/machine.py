@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.preflight.deepspeed import deepspeed_findings
 from rlhfctl.preflight.engine import runs_vllm
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere, locate
@@ -28,6 +29,7 @@ def check(inputs: Inputs) -> Iterator[Finding]:
     yield from tracking_findings(inputs)
     yield from device_findings(inputs)
     yield from network_findings(inputs)
+    yield from deepspeed_findings(inputs, uses_bfloat16(inputs))
     yield from size_findings(inputs)
 
 
@@ -62,6 +64,8 @@ def package_findings(inputs: Inputs) -> list[Finding]:
         wanted["tensorboard"] = "tracking.tensorboard"
     if recipe.tracking.wandb is not None and wandb_mode(recipe.tracking.wandb) != "disabled":
         wanted["wandb"] = "tracking.wandb"
+    if recipe.deepspeed is not None:
+        wanted["deepspeed"] = "the section deepspeed"
     missing = {name: why for name, why in wanted.items() if importlib.util.find_spec(name) is None}
     if not missing:
         return []
@@ -71,9 +75,7 @@ def package_findings(inputs: Inputs) -> list[Finding]:
             "error",
             f"packages are missing: {', '.join(missing)}",
             "; ".join(f"{name} for {why}" for name, why in missing.items()),
-            "pip install 'rlhfctl[vllm]' (a GPU), make install-full (a CPU)"
-            if "vllm" in missing
-            else f"pip install 'rlhfctl[{extras_of(missing)}]'",
+            how_to_install(missing),
             "machine",
             {"missing": sorted(missing)},
             exit_code=4,
@@ -104,6 +106,13 @@ def tracking_findings(inputs: Inputs) -> list[Finding]:
             exit_code=4,
         )
     ]
+
+
+def how_to_install(missing: Iterable[str]) -> str:
+    for extra in ("vllm", "deepspeed"):
+        if extra in missing:
+            return f"pip install 'rlhfctl[{extra}]' (a GPU), make install-full (a CPU)"
+    return f"pip install 'rlhfctl[{extras_of(missing)}]'"
 
 
 def device_findings(inputs: Inputs) -> list[Finding]:

@@ -6,7 +6,6 @@ A line leaves this file when its feature arrives in sections.py or tasks.py. `*`
 from rlhfctl.recipe.yaml12 import Path
 
 KEYS = (
-    "deepspeed",
     "launch.hostfile",
     "policy.attention",
 )

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlhfctl.recipe import token_rewards
+from rlhfctl.recipe import token_rewards, zero_rules
 from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.guard import Guard
 from rlhfctl.recipe.ignored import GROUP_ESTIMATORS, ignored_keys, ignored_keys_of_oreo, ignored_keys_of_rm
@@ -12,6 +12,7 @@ from rlhfctl.recipe.oreo_sections import Collect, OfflineReasoning, ValueFit
 from rlhfctl.recipe.reft_sections import ReftAlgorithm, Warmup
 from rlhfctl.recipe.sections import (
     Data,
+    DeepSpeed,
     ImplicitPrm,
     Launch,
     NonNegative,
@@ -42,6 +43,15 @@ class Recipe(Section):
     template: Template = Field(default_factory=Template)
     launch: Launch = Field(default_factory=Launch)
     tracking: Tracking = Field(default_factory=Tracking)
+    deepspeed: DeepSpeed | None = Field(
+        None, description="train with DeepSpeed; null: with the plain engine, everything whole on every rank"
+    )
+
+    @model_validator(mode="after")
+    def deepspeed_fits(self) -> Self:
+        if found := zero_rules.problems(self):
+            raise ValueError("\n".join(found))
+        return self
 
     @model_validator(mode="after")
     def quantised_weights_are_frozen(self) -> Self:

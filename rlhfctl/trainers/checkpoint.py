@@ -7,6 +7,7 @@ There is no random state to keep: every random number is a function of seed, ste
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from rlhfctl.models.export import export_policy, load_trainable
 from rlhfctl.run_dir import truncate_jsonl
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import any_rank, barrier
-from rlhfctl.trainers.optimizer import Optimizer
+from rlhfctl.trainers.engine import whole
+from rlhfctl.trainers.optimizer import Learner
 
 
 def due(every: int, step: int, total: int) -> bool:
@@ -30,39 +32,46 @@ def due(every: int, step: int, total: int) -> bool:
 
 
 def save(
-    ctx: RunContext, models: dict[str, nn.Module], optimizers: dict[str, Optimizer], state: dict[str, Any]
+    ctx: RunContext, models: dict[str, nn.Module], optimizers: Mapping[str, Learner], state: dict[str, Any]
 ) -> None:
     """Write one checkpoint (rank 0), atomically, and drop old ones. state: {"step": ..., counters}."""
     heartbeat.at("the checkpoint", state["step"])
-    if ctx.rank == 0:
-
-        def write(directory: Path) -> None:
-            for name, model in models.items():
-                if name == "policy":
-                    export_policy(model, ctx.recipe.policy, directory / "policy", merge=False)
-                else:
-                    save_file(named_tensors(model), directory / f"{name}.safetensors")
-            for name, optimizer in optimizers.items():
-                tensors = {key: value.contiguous() for key, value in optimizer.state().items()}
-                save_file(tensors, directory / f"{name}.optimizer.safetensors")
-            policy = ctx.recipe.policy
-            base = {}
-            if policy.lora is not None and policy.path is not None:
-                base = {"base": base_facts(policy.path, policy.quantization, policy.quantization_block)}
-            (directory / "trainer.json").write_text(json.dumps({**state, **base, "world": ctx.world}))
-
-        ctx.run.commit_checkpoint(state["step"], write)
-        ctx.run.prune_checkpoints(ctx.recipe.train.keep_checkpoints)
-    barrier()
+    states = {name: optimizer.state() for name, optimizer in optimizers.items()}
+    with whole(optimizers.values()):
+        if ctx.rank == 0:
+            write_checkpoint(ctx, models, states, state)
+        barrier()
     heartbeat.at("train", state["step"] + 1)
 
 
 def keep(
-    ctx: RunContext, models: dict[str, nn.Module], optimizers: dict[str, Optimizer], state: dict[str, Any]
+    ctx: RunContext, models: dict[str, nn.Module], optimizers: Mapping[str, Learner], state: dict[str, Any]
 ) -> None:
     """Before a run ends in the middle of a step: the boundary before it, unless that is where this phase began."""
     if state["step"] > ctx.first:
         save(ctx, models, optimizers, state)
+
+
+def write_checkpoint(
+    ctx: RunContext, models: dict[str, nn.Module], states: dict[str, dict[str, Tensor]], state: dict[str, Any]
+) -> None:
+    def write(directory: Path) -> None:
+        for name, model in models.items():
+            if name == "policy":
+                export_policy(model, ctx.recipe.policy, directory / "policy", merge=False)
+            else:
+                save_file(named_tensors(model), directory / f"{name}.safetensors")
+        for name, tensors in states.items():
+            held = {key: value.contiguous() for key, value in tensors.items()}
+            save_file(held, directory / f"{name}.optimizer.safetensors")
+        policy = ctx.recipe.policy
+        base = {}
+        if policy.lora is not None and policy.path is not None:
+            base = {"base": base_facts(policy.path, policy.quantization, policy.quantization_block)}
+        (directory / "trainer.json").write_text(json.dumps({**state, **base, "world": ctx.world}))
+
+    ctx.run.commit_checkpoint(state["step"], write)
+    ctx.run.prune_checkpoints(ctx.recipe.train.keep_checkpoints)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -71,7 +80,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def restore(
-    ctx: RunContext, models: dict[str, nn.Module], optimizers: dict[str, Optimizer]
+    ctx: RunContext, models: dict[str, nn.Module], optimizers: Mapping[str, Learner]
 ) -> dict[str, Any] | None:
     """Load the newest sound checkpoint into the models and optimizers; None when there is none to resume from.
 
@@ -142,7 +151,7 @@ def stop_if_asked(
     ctx: RunContext,
     saved: bool,
     models: dict[str, nn.Module],
-    optimizers: dict[str, Optimizer],
+    optimizers: Mapping[str, Learner],
     state: dict[str, Any],
 ) -> None:
     """At a step boundary: when a signal came in on any rank, keep a checkpoint and end the run."""

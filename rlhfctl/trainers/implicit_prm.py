@@ -13,19 +13,21 @@ from rlhfctl.recipe.sections import ImplicitPrm
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import sum_over_ranks
+from rlhfctl.trainers.engine import passes
 from rlhfctl.trainers.experience import pad, score_tokens
 from rlhfctl.trainers.logbook import refuse_non_finite
-from rlhfctl.trainers.optimizer import Optimizer, clip_and_step
+from rlhfctl.trainers.optimizer import PLAIN, Learner, Passes, clip_and_step
 from rlhfctl.trainers.trajectory import Trajectory
 
 
 @dataclass(slots=True)
 class Prm:
-    """model: pi_phi, trained; start: the same weights frozen."""
+    """model: pi_phi, trained; start: the same weights frozen; passes: how passes that train are made."""
 
     spec: ImplicitPrm
     model: nn.Module
     start: nn.Module
+    passes: Passes = PLAIN
 
     def rewards(
         self, ctx: RunContext, recipe: PpoRecipe, trajectories: list[Trajectory]
@@ -73,7 +75,7 @@ def learn(
     ctx: RunContext,
     recipe: PpoRecipe,
     prm: Prm,
-    optimizer: Optimizer,
+    optimizer: Learner,
     trajectories: list[Trajectory],
     ref_logprobs: Tensor,
     step: int,
@@ -85,17 +87,18 @@ def learn(
     outcomes = torch.tensor([float((t.reward or 0.0) > prm.spec.outcome_threshold) for t in trajectories])
     sums = {"loss": 0.0, "right": 0.0}
     mine = split_over_ranks(range(count), lengths, ctx.world)[ctx.rank]
-    for members in plan_packs(mine, lengths, recipe.train.tokens_per_microbatch):
+    packs = plan_packs(mine, lengths, recipe.train.tokens_per_microbatch)
+    for members, counted in passes([prm.passes], packs):
         batch = pack(members, ids, trained, ctx.device)
-        found = forward(prm.model)(batch).split(batch.counts)
+        found = prm.passes.run(lambda: forward(prm.model)(batch)).split(batch.counts)  # noqa: B023
         totals = torch.stack([part.sum() for part in found])
         reference, outcome = ref_logprobs[batch.rows].sum(1), outcomes[batch.rows]
         loss, stats = outcome_loss(
             totals, reference.to(totals.device), outcome.to(totals.device), prm.spec.beta, count
         )
-        loss.backward()
-        sums["loss"] += float(loss.detach())
-        sums["right"] += float(stats["right"])
+        prm.passes.backward(loss * float(counted))
+        sums["loss"] += float(loss.detach()) * counted
+        sums["right"] += float(stats["right"]) * counted
     sums = sum_over_ranks(sums)
     norm = clip_and_step([optimizer], prm.spec.max_grad_norm)[0]
     refuse_non_finite(step + 1, "loss/implicit_prm", sums["loss"])

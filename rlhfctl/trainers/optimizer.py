@@ -4,13 +4,17 @@ The unit of a step is the global batch: losses are already divided by its size, 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rlhfctl.recipe.sections import Optim
 from rlhfctl.trainers.distributed import sum_gradients
+
+Found = TypeVar("Found")
 
 
 def scheduled_lr(optim: Optim, lr: float, step: int, total: int) -> float:
@@ -25,7 +29,59 @@ def scheduled_lr(optim: Optim, lr: float, step: int, total: int) -> float:
     return lr * (optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * factor)
 
 
-class Optimizer:
+def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups, empty ones left out. Vectors (norms, biases) carry no weight decay."""
+    decayed = [parameter for parameter in parameters if parameter.dim() >= 2]
+    plain = [parameter for parameter in parameters if parameter.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class Passes(Protocol):
+    """How forward and backward passes of a model are made: Plain, or trainers/zero.py's engine.
+
+    collective: every pass is made by all ranks together. last: whether the next backward pass is the last one before
+    the step.
+    """
+
+    collective: bool
+    last: bool
+
+    def run(self, function: Callable[[], Found]) -> Found: ...
+    def backward(self, loss: Tensor) -> None: ...
+
+
+class Learner(Passes, Protocol):
+    """And how the model is stepped. held: parameters whose names start with it stand still."""
+
+    held: str | None
+
+    def current_lr(self) -> float: ...
+    def reduce(self) -> float: ...
+    def clip_and_step(self, norm: float, max_grad_norm: float | None) -> None: ...
+    def whole(self) -> AbstractContextManager[None]: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def load_state(self, tensors: dict[str, Tensor]) -> None: ...
+
+
+class Plain:
+    """Passes as torch makes them."""
+
+    collective = False
+    last = True
+
+    def run(self, function: Callable[[], Found]) -> Found:
+        """A forward pass, whose loss goes to `backward`."""
+        return function()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+
+PLAIN = Plain()
+
+
+class Optimizer(Plain):
     """One AdamW over named parameters. masters: the float32 copies that are stepped where the weights are bfloat16.
 
     held: parameters whose names start with it stand still, moments and weight decay included; the schedule goes on.
@@ -45,15 +101,8 @@ class Optimizer:
         for _, parameter in self.named:
             exact = parameter.dtype == torch.float32
             self.masters.append(parameter if exact else nn.Parameter(parameter.detach().float()))
-        # Vectors (norms, biases) carry no weight decay.
-        decayed = [m for m in self.masters if m.dim() >= 2]
-        plain = [m for m in self.masters if m.dim() < 2]
-        groups = [
-            {"params": decayed, "weight_decay": optim.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
         self.adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            parameter_groups(self.masters, optim.weight_decay),
             lr=lr,
             betas=optim.betas,
             eps=optim.eps,
@@ -74,14 +123,22 @@ class Optimizer:
             found.append(parameter.grad)
         return found
 
-    def reduce(self) -> Tensor:
-        """Sum gradients over ranks; returns the squared norm of the global gradient (float32 scalar)."""
+    def whole(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def reduce(self) -> float:
+        """Sum gradients over ranks; returns the norm of the global gradient."""
         gradients = self.gradients()
         if not gradients:
-            return torch.zeros(())
+            return 0.0
         sum_gradients(gradients)
         norms = torch._foreach_norm(gradients, dtype=torch.float32)
-        return torch.stack(list(norms)).square().sum()
+        square = float(torch.stack(list(norms)).square().sum())
+        return math.sqrt(square) if square >= 0 else math.nan
+
+    def clip_and_step(self, norm: float, max_grad_norm: float | None) -> None:
+        clipped = max_grad_norm is not None and norm > max_grad_norm
+        self.step(max_grad_norm / (norm + 1e-6) if clipped and max_grad_norm is not None else 1.0)
 
     def step(self, scale: float) -> None:
         """Apply the gradients times `scale` (the clip factor), then clear them."""
@@ -129,14 +186,11 @@ class Optimizer:
                 master.data.copy_(tensors[f"{name}|master"])
 
 
-def clip_and_step(optimizers: list[Optimizer], max_grad_norm: float | None) -> list[float]:
+def clip_and_step(optimizers: Sequence[Learner], max_grad_norm: float | None) -> list[float]:
     """Reduce, clip each model by its own norm, step. Returns the norms before clipping; a non-finite norm is returned
     without stepping, for the caller to stop the run."""
-    squares = [optimizer.reduce() for optimizer in optimizers]
-    norms = [math.sqrt(float(square)) if float(square) >= 0 else math.nan for square in squares]
-    if not all(math.isfinite(norm) for norm in norms):
-        return norms
-    for optimizer, norm in zip(optimizers, norms, strict=True):
-        clipped = max_grad_norm is not None and norm > max_grad_norm
-        optimizer.step(max_grad_norm / (norm + 1e-6) if clipped and max_grad_norm is not None else 1.0)
+    norms = [optimizer.reduce() for optimizer in optimizers]
+    if all(math.isfinite(norm) for norm in norms):
+        for optimizer, norm in zip(optimizers, norms, strict=True):
+            optimizer.clip_and_step(norm, max_grad_norm)
     return norms

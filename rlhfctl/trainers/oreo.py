@@ -23,9 +23,10 @@ from rlhfctl.rollout.engine import HfEngine
 from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import barrier, sum_over_ranks
+from rlhfctl.trainers.engine import build_optimizer, passes, whole
 from rlhfctl.trainers.evaluate import Evaluator
 from rlhfctl.trainers.logbook import Logbook, refuse_non_finite
-from rlhfctl.trainers.optimizer import Optimizer, clip_and_step
+from rlhfctl.trainers.optimizer import PLAIN, Passes, clip_and_step
 from rlhfctl.trainers.oreo_data import OreoData, Reference, load_trajectories
 
 SUMS = (
@@ -53,10 +54,13 @@ def train(ctx: RunContext) -> None:
     first, total = ctx.first, ctx.first + steps
     warmup = algorithm.value_warmup_steps
     optim = recipe.optim
-    optimizers = {
-        "policy": Optimizer(own_parameters(policy), optim, optim.lr, max(1, steps - warmup)),
-        "critic": Optimizer(critic.named_parameters(), optim, recipe.value_model.lr or optim.lr, steps),
-    }
+    limit = optim.max_grad_norm
+    learner = build_optimizer(
+        recipe, [policy], own_parameters(policy), optim.lr, max(1, steps - warmup), limit
+    )
+    critic_lr = recipe.value_model.lr or optim.lr
+    critic_learner = build_optimizer(recipe, [critic], critic.named_parameters(), critic_lr, steps, limit)
+    optimizers = {"policy": learner, "critic": critic_learner}
     engine, evaluator = HfEngine(policy), Evaluator(ctx, encoder)
 
     models: dict[str, nn.Module] = {"policy": policy, "critic": critic}
@@ -64,7 +68,8 @@ def train(ctx: RunContext) -> None:
     start, seen = state["step"], state["tokens"]
     logbook = Logbook(ctx, total, start)
     if start == 0 and evaluator.wanted:
-        logbook.log(0, evaluator.run(policy, engine), force=True)
+        with whole([learner]):
+            logbook.log(0, evaluator.run(policy, engine), force=True)
 
     for step in range(start, total):
         began = time.perf_counter()
@@ -74,14 +79,14 @@ def train(ctx: RunContext) -> None:
         still = reference.unmoved and not trains  # policy and reference are the same weights
         sums = sum_over_ranks(
             train_batch(policy, critic, reference, data, mine, len(rows), algorithm, trains, still,
-                        recipe.train.tokens_per_microbatch)
+                        recipe.train.tokens_per_microbatch, learner, critic_learner)
         )  # fmt: skip
         metrics = step_metrics(sums, data, rows)
         for name in ("loss/policy", "loss/value"):
             refuse_non_finite(step + 1, name, metrics[name])
         lr = optimizers["policy"].current_lr() if trains else 0.0
         stepped = [*(["policy"] if trains else []), "critic"]
-        norms = clip_and_step([optimizers[name] for name in stepped], optim.max_grad_norm)
+        norms = clip_and_step([optimizers[name] for name in stepped], limit)
         for name, norm in zip(stepped, norms, strict=True):
             shown = "grad_norm" if name == "policy" else "grad_norm/value"
             refuse_non_finite(step + 1, shown, norm)
@@ -93,7 +98,7 @@ def train(ctx: RunContext) -> None:
         logbook.marks["train"] = elapsed
         metrics |= {"lr": lr, "tokens": seen, "samples": len(rows), "tokens_per_second": tokens / elapsed}
         if evaluator.due(step + 1, total):
-            with logbook.timed("eval"):
+            with logbook.timed("eval"), whole([learner]):
                 metrics |= evaluator.run(policy, engine)
         logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
 
@@ -105,8 +110,9 @@ def train(ctx: RunContext) -> None:
             checkpoint.stop_if_asked(ctx, saved, models, optimizers, state)
     logbook.close()
     engine.close()
-    save_critic(ctx, recipe, critic)
-    checkpoint.save_final(ctx, policy, total)
+    with whole(optimizers.values()):
+        save_critic(ctx, recipe, critic)
+        checkpoint.save_final(ctx, policy, total)
 
 
 def train_batch(
@@ -120,6 +126,8 @@ def train_batch(
     trains: bool,
     still: bool,
     budget: int,
+    learner: Passes = PLAIN,
+    critic_learner: Passes = PLAIN,
 ) -> dict[str, float]:
     """Forward and backward of both models over this rank's rows; its part of each loss, and sums.
 
@@ -128,40 +136,47 @@ def train_batch(
     weight = head_weight(policy)
     device, trunk = weight.device, backbone(policy)
     sums = dict.fromkeys(SUMS, 0.0)
-    for members in plan_packs(rows, data.lengths, budget):
+
+    def policy_pass() -> tuple[Tensor, Tensor]:
+        """log pi - log pi_ref and the exact KL, [N] each."""
+        ref_hidden = reference.hidden(batch)
+        with torch.set_grad_enabled(trains):
+            hidden = hidden_at_predictors(trunk, batch)
+            logprobs, ref_logprobs, kl = logprobs_and_kl(
+                hidden, head_weight(policy), batch.targets, ref_hidden, reference.weight
+            )
+        return logprobs - ref_logprobs, kl
+
+    for members, counted in passes([learner, critic_learner], plan_packs(rows, data.lengths, budget)):
         batch = pack(members, data.ids, data.trained, device, shape_bucket(weight.dtype, device))
         width = max(batch.counts)
         mask = torch.arange(width, device=device)[None] < torch.tensor(batch.counts, device=device)[:, None]
-        weights = torch.full((len(members),), 1.0 / batch_size, device=device)
+        weights = torch.full((len(members),), counted / batch_size, device=device)
         rewards = torch.tensor([data.rows[row].reward for row in members], device=device)
         returns = rewards[:, None].expand_as(mask)  # the reward comes at the end: R_t is the same for every t
         steps = padded(
             torch.tensor([s for row in members for s in data.rows[row].steps], device=device), batch.counts
         )
 
-        values = padded(critic(batch, trunk), batch.counts)
+        values = padded(critic_learner.run(lambda: critic(batch, trunk)), batch.counts)  # noqa: B023
         if still:
             log_ratios, kl = torch.zeros_like(values), torch.zeros_like(values)
         else:
-            ref_hidden = reference.hidden(batch)
-            with torch.set_grad_enabled(trains):
-                hidden = hidden_at_predictors(trunk, batch)
-                logprobs, ref_logprobs, kl_flat = logprobs_and_kl(
-                    hidden, weight, batch.targets, ref_hidden, reference.weight
-                )
-            log_ratios, kl = padded(logprobs - ref_logprobs, batch.counts), padded(kl_flat, batch.counts)
+            log_ratios, kl = (padded(found, batch.counts) for found in learner.run(policy_pass))
         targets = oreo.value_targets(log_ratios, returns, mask, algorithm.beta)
         starts = oreo.value_starts(algorithm.level, steps, mask)
         value_loss = oreo.value_loss(values, targets, starts, weights)
         with critic.acting():
-            value_loss.backward()
+            critic_learner.backward(value_loss)
         units = oreo.units_of(algorithm.level, steps)
         policy_loss, found = oreo.policy_loss(
             log_ratios, values, returns, units, mask, weights, algorithm.beta
         )
         kl_loss = oreo.token_mean(kl, mask, weights)
         if trains:
-            (policy_loss + algorithm.alpha * kl_loss).backward()
+            learner.backward(policy_loss + algorithm.alpha * kl_loss)
+        if not counted:
+            continue
         policy_loss, value_loss, kl_loss = policy_loss.detach(), value_loss.detach(), kl_loss.detach()
         with torch.no_grad():
             right = torch.tensor([data.rows[row].right for row in members], device=device)[:, None] & starts

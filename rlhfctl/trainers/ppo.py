@@ -13,10 +13,10 @@ from rlhfctl.rollout.engine import build_engine
 from rlhfctl.rollout.types import EngineLost
 from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
+from rlhfctl.trainers.engine import build_optimizer, whole
 from rlhfctl.trainers.evaluate import Evaluator
 from rlhfctl.trainers.implicit_prm import learn, load_prm
 from rlhfctl.trainers.logbook import Logbook
-from rlhfctl.trainers.optimizer import Optimizer
 from rlhfctl.trainers.ppo_collect import collect
 from rlhfctl.trainers.ppo_experience import make_experience, next_kl_coef
 from rlhfctl.trainers.ppo_metrics import batch_metrics
@@ -38,7 +38,9 @@ def train(ctx: RunContext) -> None:
     trained, learners = models.trained(), dict(optimizers)
     if prm is not None:
         trained["implicit_prm"] = prm.model
-        learners["implicit_prm"] = Optimizer(prm.model.named_parameters(), recipe.optim, prm.spec.lr, total)
+        learners["implicit_prm"] = prm.passes = build_optimizer(
+            recipe, [prm.model], prm.model.named_parameters(), prm.spec.lr, total, prm.spec.max_grad_norm
+        )
     total += ctx.first
     evaluator = Evaluator(ctx, encoder, sources)
 
@@ -60,37 +62,40 @@ def train(ctx: RunContext) -> None:
         ctx.run.attempt(ctx.attempt),
         ctx.say,
     )
-    engine.sync(models.policy, start)
+    with whole(learners.values()):
+        engine.sync(models.policy, start)
     logbook = Logbook(ctx, total, start)
     watch = Watch(ctx, recipe, sources, evaluator.size)
     watch.restore(state.get("watch"))
     running = Running(**state.get("running", {}))
     if start == 0 and evaluator.wanted:
-        found = evaluator.run(models.policy, engine)
+        with whole(learners.values()):
+            found = evaluator.run(models.policy, engine)
         logbook.log(0, found, force=True)
         watch.evaluated(0, found)
 
     for step in range(start, total):
         began = time.perf_counter()
         try:
-            batch = collect(
-                ctx,
-                recipe,
-                engine,
-                encoder,
-                sources,
-                prompts,
-                order,
-                step,
-                state["prompts"],
-                state["failures"],
-                running,
-                logbook,
-            )
+            with whole(learners.values()):
+                batch = collect(
+                    ctx,
+                    recipe,
+                    engine,
+                    encoder,
+                    sources,
+                    prompts,
+                    order,
+                    step,
+                    state["prompts"],
+                    state["failures"],
+                    running,
+                    logbook,
+                )
         except EngineLost as lost:
             checkpoint.keep(ctx, trained, learners, state)
             raise RunFailed(f"{lost.message}; the state before it is kept, continue with --resume") from lost
-        with logbook.timed("experience"):
+        with logbook.timed("experience"), whole(learners.values()):
             process = ref = None
             if prm is not None:
                 process, ref = prm.rewards(ctx, recipe, batch.trajectories)
@@ -100,7 +105,7 @@ def train(ctx: RunContext) -> None:
             metrics = update(ctx, recipe, models, optimizers, experience, step)
             if prm is not None and ref is not None:
                 metrics |= learn(ctx, recipe, prm, learners["implicit_prm"], batch.trajectories, ref, step)
-        with logbook.timed("sync"):
+        with logbook.timed("sync"), whole(learners.values()):
             metrics |= engine.sync(models.policy, step + 1)
 
         tokens = sum(experience.response_lengths)
@@ -115,7 +120,7 @@ def train(ctx: RunContext) -> None:
         metrics |= {"lr": lr, "tokens": state["tokens"]}
         metrics["tokens_per_second"] = tokens / (time.perf_counter() - began)
         if evaluator.due(step + 1, total):
-            with logbook.timed("eval"):
+            with logbook.timed("eval"), whole(learners.values()):
                 metrics |= evaluator.run(models.policy, engine)
         logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
         logbook.samples(step + 1, experience, encoder)
@@ -128,7 +133,8 @@ def train(ctx: RunContext) -> None:
         if step + 1 < total:
             checkpoint.stop_if_asked(ctx, saved, trained, learners, state)
     logbook.close()
-    checkpoint.save_final(ctx, models.policy, total)
+    with whole(learners.values()):
+        checkpoint.save_final(ctx, models.policy, total)
     for source in sources:
         source.close()
     engine.close()

@@ -67,39 +67,41 @@ def train_pack(
     stage: Pass,
 ) -> None:
     """Forward and backward for the policy, and for the critic (together with a shared trunk)."""
-    with torch.set_grad_enabled(not stage.warming):
-        hidden = hidden_at_predictors(backbone(models.policy), batch)
-        logprobs, entropy = token_logprobs(
-            hidden, head_weight(models.policy), batch.targets, models.temperature
+    critic = models.critic
+
+    def value_terms(values: Tensor) -> Tensor:
+        assert experience.values is not None
+        assert experience.returns is not None
+        fit, stats = value_loss(
+            values,
+            flat(experience.values, experience.mask, batch),
+            flat(experience.returns, experience.mask, batch),
+            weights,
+            algorithm.value_clip,
         )
-        loss = policy_terms(algorithm, experience, batch, logprobs, entropy, weights, sums, stage.first)
-    if models.critic is None:
-        loss.backward()
-        return
-    if models.critic.shares_hidden:
-        values = models.critic.head(hidden)
-    else:
-        if not stage.warming:
-            loss.backward()  # frees the policy's graph before the critic's is built
-        values = models.values(batch)
-    assert experience.values is not None
-    assert experience.returns is not None
-    fit, stats = value_loss(
-        values,
-        flat(experience.values, experience.mask, batch),
-        flat(experience.returns, experience.mask, batch),
-        weights,
-        algorithm.value_clip,
-    )
-    sums.add("value_loss", fit)
-    sums.add("value_clipped", stats["clipped"])
-    if not models.critic.shares_hidden:
-        with models.critic.acting():
-            fit.backward()
-    elif stage.warming:
-        (algorithm.value_coef * fit).backward()
-    else:
-        (loss + algorithm.value_coef * fit).backward()
+        sums.add("value_loss", fit)
+        sums.add("value_clipped", stats["clipped"])
+        return fit
+
+    def policy_pass() -> Tensor:
+        with torch.set_grad_enabled(not stage.warming):
+            hidden = hidden_at_predictors(backbone(models.policy), batch)
+            logprobs, entropy = token_logprobs(
+                hidden, head_weight(models.policy), batch.targets, models.temperature
+            )
+            loss = policy_terms(algorithm, experience, batch, logprobs, entropy, weights, sums, stage.first)
+        if critic is None or not critic.shares_hidden:
+            return loss
+        fit = algorithm.value_coef * value_terms(critic.head(hidden))
+        return fit if stage.warming else loss + fit
+
+    loss = models.policy_passes.run(policy_pass)
+    if loss.requires_grad:
+        models.policy_passes.backward(loss)  # frees the policy's graph before the critic's is built
+    if critic is not None and not critic.shares_hidden:
+        fit = models.critic_passes.run(lambda: value_terms(models.values(batch)))
+        with critic.acting():
+            models.critic_passes.backward(fit)
 
 
 def flat(padded: Tensor, mask: Tensor, batch: Pack) -> Tensor:

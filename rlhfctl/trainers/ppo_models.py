@@ -15,7 +15,8 @@ from rlhfctl.models.value import Critic, load_critic
 from rlhfctl.recipe.sections import ModelSource, ValueModel
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.trainers.context import RunContext
-from rlhfctl.trainers.optimizer import Optimizer
+from rlhfctl.trainers.engine import build_optimizer
+from rlhfctl.trainers.optimizer import PLAIN, Learner, Passes
 
 Forward = Callable[[Pack], Tensor]
 
@@ -23,12 +24,14 @@ Forward = Callable[[Pack], Tensor]
 @dataclass(slots=True)
 class PpoModels:
     """reference: a function from a pack to log-probabilities [N], None without a KL penalty; critic: None without
-    a value model."""
+    a value model. policy_passes, critic_passes: how passes that train are made (build_optimizers sets them)."""
 
     policy: nn.Module
     critic: Critic | None
     reference: Forward | None
     temperature: float
+    policy_passes: Passes = PLAIN
+    critic_passes: Passes = PLAIN
 
     @property
     def bucket(self) -> int:
@@ -99,14 +102,21 @@ def load_reference(ctx: RunContext, recipe: PpoRecipe, policy: nn.Module) -> For
     return frozen_logprobs
 
 
-def build_optimizers(recipe: PpoRecipe, models: PpoModels, total_steps: int) -> dict[str, Optimizer]:
+def build_optimizers(recipe: PpoRecipe, models: PpoModels, total_steps: int) -> dict[str, Learner]:
     """One for the policy (with the head of a shared trunk), one for a critic of its own."""
+    limit = recipe.optim.max_grad_norm
+    modules = [models.policy]
     optim, critic = recipe.optim, models.critic
     named = [(f"policy.{name}", parameter) for name, parameter in own_parameters(models.policy)]
     if critic is not None and critic.shares_hidden:
         named += [(f"critic.{name}", parameter) for name, parameter in critic.named_parameters()]
-    optimizers = {"policy": Optimizer(named, optim, optim.lr, total_steps)}
+        modules.append(critic)
+    policy = build_optimizer(recipe, modules, named, optim.lr, total_steps, limit)
+    models.policy_passes, optimizers = policy, {"policy": policy}
     if critic is not None and not critic.shares_hidden:
         lr = (recipe.value_model.lr if recipe.value_model else None) or optim.lr
-        optimizers["critic"] = Optimizer(critic.named_parameters(), optim, lr, total_steps)
+        optimizers["critic"] = build_optimizer(
+            recipe, [critic], critic.named_parameters(), lr, total_steps, limit
+        )
+        models.critic_passes = optimizers["critic"]
     return optimizers

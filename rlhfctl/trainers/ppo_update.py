@@ -11,9 +11,10 @@ from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import gather_lists, sum_over_ranks
+from rlhfctl.trainers.engine import passes
 from rlhfctl.trainers.experience import Experience
 from rlhfctl.trainers.logbook import refuse_non_finite
-from rlhfctl.trainers.optimizer import Optimizer, clip_and_step
+from rlhfctl.trainers.optimizer import Learner, clip_and_step
 from rlhfctl.trainers.ppo_loss import Pass, Sums, train_pack
 from rlhfctl.trainers.ppo_models import PpoModels
 
@@ -30,7 +31,7 @@ def update(
     ctx: RunContext,
     recipe: PpoRecipe,
     models: PpoModels,
-    optimizers: dict[str, Optimizer],
+    optimizers: dict[str, Learner],
     experience: Experience,
     step: int,
 ) -> dict[str, float]:
@@ -131,12 +132,13 @@ def train_minibatch(
     if ctx.rank == 0:
         sums.add("skipped", sum(responses[row] for row in set(rows) - set(moving)))
     mine = split_over_ranks(moving, lengths, ctx.world)[ctx.rank]
-    for members in plan_packs(mine, lengths, recipe.train.tokens_per_microbatch):
+    packs = plan_packs(mine, lengths, recipe.train.tokens_per_microbatch)
+    for members, counted in passes([models.policy_passes, models.critic_passes], packs):
         batch = pack(members, experience.ids, experience.trained, ctx.device, models.bucket)
-        token_weight = per_token(
-            torch.tensor([weight_of[row] for row in members]), torch.tensor(batch.counts)
-        )
-        train_pack(algorithm, models, experience, batch, token_weight.to(ctx.device), sums, stage)
+        shares = torch.tensor([weight_of[row] if counted else 0.0 for row in members])
+        token_weight = per_token(shares, torch.tensor(batch.counts)).to(ctx.device)
+        found = sums if counted else Sums()
+        train_pack(algorithm, models, experience, batch, token_weight, found, stage)
     if not experience.old_known:
         share_old_logprobs(experience, mine)
 

@@ -18,8 +18,9 @@ from rlhfctl.recipe.tasks import RmRecipe
 from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import barrier, sum_over_ranks
+from rlhfctl.trainers.engine import build_optimizer, passes, whole
 from rlhfctl.trainers.logbook import Logbook, refuse_non_finite
-from rlhfctl.trainers.optimizer import Optimizer, clip_and_step
+from rlhfctl.trainers.optimizer import PLAIN, Passes, clip_and_step
 from rlhfctl.trainers.rm_data import PackScores, RmData, load_rows, padding_id, score_pack, total_steps
 from rlhfctl.trainers.rm_evaluate import RmEvaluator
 from rlhfctl.trainers.rm_metrics import counts_of, step_metrics
@@ -40,7 +41,8 @@ def train(ctx: RunContext) -> None:
     ctx.say(f"reward head: {head}")
     pad = padding_id(encoder, config_of(model).pad_token_id)
     total = total_steps(recipe, data)
-    optimizer = Optimizer(model.named_parameters(), recipe.optim, recipe.optim.lr, total)
+    limit = recipe.optim.max_grad_norm
+    optimizer = build_optimizer(recipe, [model], model.named_parameters(), recipe.optim.lr, total, limit)
     evaluator = RmEvaluator(ctx, encoder, pad)
 
     models, optimizers = {"reward_model": model}, {"reward_model": optimizer}
@@ -48,7 +50,8 @@ def train(ctx: RunContext) -> None:
     start, seen, scores = state["step"], state["tokens"], state["scores"]
     logbook = Logbook(ctx, total, start)
     if start == 0 and evaluator.wanted:
-        logbook.log(0, evaluator.run(model), force=True)
+        with whole([optimizer]):
+            logbook.log(0, evaluator.run(model), force=True)
 
     for step in range(start, total):
         began = time.perf_counter()
@@ -56,11 +59,11 @@ def train(ctx: RunContext) -> None:
         tokens = sum(data.lengths[row] for row in rows)
         counts = counts_of([data.rows[row] for row in rows])
         mine = split_over_ranks(rows, data.lengths, ctx.world)[ctx.rank]
-        sums = sum_over_ranks(train_batch(model, data, mine, counts, recipe, pad))
+        sums = sum_over_ranks(train_batch(model, data, mine, counts, recipe, pad, optimizer))
         metrics = step_metrics(sums, counts, recipe.algorithm)
         refuse_non_finite(step + 1, "loss/rm", metrics["loss/rm"])
         lr = optimizer.current_lr()
-        norm = clip_and_step([optimizer], recipe.optim.max_grad_norm)[0]
+        norm = clip_and_step([optimizer], limit)[0]
         refuse_non_finite(step + 1, "grad_norm", norm)
 
         seen += tokens
@@ -69,7 +72,7 @@ def train(ctx: RunContext) -> None:
         logbook.marks["train"] = elapsed
         metrics["tokens_per_second"] = tokens / elapsed
         if evaluator.due(step + 1, total):
-            with logbook.timed("eval"):
+            with logbook.timed("eval"), whole([optimizer]):
                 found = evaluator.run(model)
             metrics |= found
             scores = {
@@ -84,23 +87,37 @@ def train(ctx: RunContext) -> None:
         if step + 1 < total:
             checkpoint.stop_if_asked(ctx, saved, models, optimizers, state)
     logbook.close()
-    save_final(ctx, recipe, model, pad, scores)
+    with whole([optimizer]):
+        save_final(ctx, recipe, model, pad, scores)
 
 
 def train_batch(
-    model: nn.Module, data: RmData, rows: list[int], counts: dict[str, int], recipe: RmRecipe, pad: int | None
+    model: nn.Module,
+    data: RmData,
+    rows: list[int],
+    counts: dict[str, int],
+    recipe: RmRecipe,
+    pad: int | None,
+    learner: Passes = PLAIN,
 ) -> dict[str, float]:
     """Forward and backward over this rank's rows; its part of each loss (weighted) and sums over its rows.
 
     counts: pairs, answers and labelled steps of the whole batch."""
     device = next(model.parameters()).device
     sums = dict.fromkeys(SUMS, 0.0)
-    for members in plan_packs(rows, data.lengths, recipe.train.tokens_per_microbatch):
+    part: dict[str, float] = {}
+
+    def forward() -> Tensor:
+        nonlocal part
+        loss, part = losses(score_pack(model, chosen, recipe.algorithm, pad, device), chosen, counts, recipe)
+        return loss
+
+    packs = plan_packs(rows, data.lengths, recipe.train.tokens_per_microbatch)
+    for members, counted in passes([learner], packs):
         chosen = [data.rows[row] for row in members]
-        scores = score_pack(model, chosen, recipe.algorithm, pad, device)
-        loss, part = losses(scores, chosen, counts, recipe)
-        loss.backward()
-        for name, value in part.items():
+        loss = learner.run(forward)
+        learner.backward(loss if counted else 0.0 * loss)
+        for name, value in part.items() if counted else ():
             sums[name] += value
     return sums
 

@@ -3,7 +3,7 @@
 import time
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlhfctl.models.head import weighted_nll
 from rlhfctl.models.linear import shape_bucket
@@ -16,9 +16,10 @@ from rlhfctl.rollout.engine import HfEngine
 from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import sum_over_ranks
+from rlhfctl.trainers.engine import build_optimizer, passes, whole
 from rlhfctl.trainers.evaluate import Evaluator
 from rlhfctl.trainers.logbook import Logbook, refuse_non_finite
-from rlhfctl.trainers.optimizer import Optimizer, clip_and_step
+from rlhfctl.trainers.optimizer import PLAIN, Passes, clip_and_step
 from rlhfctl.trainers.sft_data import SftData, load_sft_rows, total_steps
 
 
@@ -31,7 +32,8 @@ def train(ctx: RunContext) -> None:
     if recipe.policy.lora is not None:
         add_lora(policy, recipe.policy.lora, recipe.seed)
     total = total_steps(recipe, data)
-    optimizer = Optimizer(policy.named_parameters(), recipe.optim, recipe.optim.lr, total)
+    limit = recipe.optim.max_grad_norm
+    optimizer = build_optimizer(recipe, [policy], policy.named_parameters(), recipe.optim.lr, total, limit)
     evaluator = Evaluator(ctx, encoder)
 
     models, optimizers = {"policy": policy}, {"policy": optimizer}
@@ -40,7 +42,8 @@ def train(ctx: RunContext) -> None:
     engine = HfEngine(policy)
     logbook = Logbook(ctx, total, start)
     if start == 0 and evaluator.wanted:
-        logbook.log(0, evaluator.run(policy, engine), force=True)
+        with whole([optimizer]):
+            logbook.log(0, evaluator.run(policy, engine), force=True)
 
     for step in range(start, total):
         began = time.perf_counter()
@@ -48,11 +51,11 @@ def train(ctx: RunContext) -> None:
         trained = sum(len(data.trained[row]) for row in rows)
         tokens = sum(data.lengths[row] for row in rows)
         mine = split_over_ranks(rows, data.lengths, ctx.world)[ctx.rank]
-        loss = train_batch(policy, data, mine, trained, recipe.train.tokens_per_microbatch)
+        loss = train_batch(policy, data, mine, trained, recipe.train.tokens_per_microbatch, optimizer)
         loss = sum_over_ranks({"loss": loss})["loss"]
         refuse_non_finite(step + 1, "loss/sft", loss)
         lr = optimizer.current_lr()
-        norm = clip_and_step([optimizer], recipe.optim.max_grad_norm)[0]
+        norm = clip_and_step([optimizer], limit)[0]
         refuse_non_finite(step + 1, "grad_norm", norm)
 
         seen += tokens
@@ -61,7 +64,7 @@ def train(ctx: RunContext) -> None:
         logbook.marks["train"] = elapsed
         metrics["tokens_per_second"] = tokens / elapsed
         if evaluator.due(step + 1, total):
-            with logbook.timed("eval"):
+            with logbook.timed("eval"), whole([optimizer]):
                 metrics |= evaluator.run(policy, engine)
         logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
 
@@ -72,20 +75,26 @@ def train(ctx: RunContext) -> None:
         if step + 1 < total:
             checkpoint.stop_if_asked(ctx, saved, models, optimizers, state)
     logbook.close()
-    checkpoint.save_final(ctx, policy, total)
+    with whole([optimizer]):
+        checkpoint.save_final(ctx, policy, total)
 
 
-def train_batch(policy: nn.Module, data: SftData, rows: list[int], trained: int, budget: int) -> float:
+def train_batch(
+    policy: nn.Module, data: SftData, rows: list[int], trained: int, budget: int, learner: Passes = PLAIN
+) -> float:
     """Forward and backward over this rank's rows; returns its part of the mean over all `trained` tokens."""
-    trunk, weight = backbone(policy), head_weight(policy)
+    weight = head_weight(policy)
+    device, bucket = weight.device, shape_bucket(weight.dtype, weight.device)
+
+    def forward() -> Tensor:
+        hidden = hidden_at_predictors(backbone(policy), batch)
+        return weighted_nll(hidden, head_weight(policy), batch.targets, weights)
+
     total = 0.0
-    for members in plan_packs(rows, data.lengths, budget):
-        batch = pack(
-            members, data.ids, data.trained, weight.device, shape_bucket(weight.dtype, weight.device)
-        )
-        hidden = hidden_at_predictors(trunk, batch)
-        weights = torch.full((len(batch.targets),), 1.0 / trained, device=weight.device)
-        loss = weighted_nll(hidden, weight, batch.targets, weights)
-        loss.backward()
+    for members, counts in passes([learner], plan_packs(rows, data.lengths, budget)):
+        batch = pack(members, data.ids, data.trained, device, bucket)
+        weights = torch.full((len(batch.targets),), counts / trained, device=device)
+        loss = learner.run(forward)
+        learner.backward(loss)
         total += float(loss.detach())
     return total
