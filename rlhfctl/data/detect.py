@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhfctl.data.adapters import HH_COLUMNS, MESSAGES_COLUMNS, RESPONSE_COLUMNS
 from rlhfctl.data.judged import PROMPT_COLUMNS, SIDES, VERDICT_COLUMNS
+from rlhfctl.data.native import is_gsm8k_solutions, is_math_shepherd, is_prm800k
 from rlhfctl.data.qa import QA_COLUMNS
 from rlhfctl.errors import Refused
 
@@ -43,6 +44,16 @@ def detect_format(row: Row, path: str) -> str:
 def _judged_rows(row: Row) -> str | None:
     if "completions" in row and "labels" in row:
         return "these are step-labelled rows (prompt, completions, labels), which sft and ppo do not train on (rm does)"
+    for name, matches in (("prm800k", is_prm800k), ("math_shepherd", is_math_shepherd)):
+        if matches(row):
+            return (
+                f"these are step-labelled rows ({name}), which sft and ppo do not train on (rm and oreo do)"
+            )
+    if is_gsm8k_solutions(row):
+        return (
+            "these are solutions of several models, right and wrong ones alike, which rm and oreo train on; to train "
+            "on the questions set format: prompt_response and columns: {question: prompt, ground_truth: response}"
+        )
     if "chosen" in row and "rejected" in row and not _is_transcript(row["chosen"]):
         return (
             "these are preference pairs (chosen, rejected); to train on the chosen answers set "
@@ -121,6 +132,9 @@ def _is_trajectory(row: Row) -> bool:
 
 JUDGED_DETECTORS: dict[str, Callable[[Row], bool]] = {
     "hh_transcript": lambda row: _is_transcript(row.get("chosen")) and _is_transcript(row.get("rejected")),
+    "prm800k": is_prm800k,
+    "math_shepherd": is_math_shepherd,
+    "gsm8k_solutions": is_gsm8k_solutions,
     "preference": _is_preference,
     "stepwise": lambda row: "completions" in row and "labels" in row,
     "trajectory": _is_trajectory,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rlhfctl.data.encode import TOO_LONG, DropReport, SftRow, refuser, tools_of
 from rlhfctl.data.samples import Sample
+from rlhfctl.data.templated import refuse_templated
 from rlhfctl.errors import Refused
 from rlhfctl.recipe.oreo_sections import OfflineReasoning
 from rlhfctl.templates.encode import ChatEncoder, mask_of
@@ -27,11 +28,13 @@ def encode_offline(
     samples: list[Sample], encoder: ChatEncoder, max_length: int, train_on: str, algorithm: OfflineReasoning
 ) -> tuple[list[OfflineRow], DropReport]:
     """Raises Refused for rows without a reward or with one outside `algorithm.reward_range`, for steps that do not
-    rebuild their response, and for data of which nothing can be learnt."""
+    rebuild their response, for prompts that a chat template has been around already, and for data of which
+    nothing can be learnt."""
     rows: list[OfflineRow] = []
     report = DropReport()
     for sample in samples:
         given = reward_of(sample, algorithm)
+        refuse_templated(sample, encoder.markers)
         cut = sample.metadata.get("truncated") is True or sample.metadata.get("finish") == "length"
         if cut and algorithm.truncated == "drop":
             report.drop(TRUNCATED, sample, "algorithm.truncated: drop")

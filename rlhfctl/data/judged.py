@@ -4,6 +4,8 @@ preference     one prompt, a better and a worse answer, with or without a margin
 hh_transcript  two transcripts, chosen and rejected
 stepwise       one prompt, the steps of an answer, and which of them are right
 trajectory     one prompt, an answer and its reward (or a mark: good or bad)
+
+prm800k, math_shepherd and gsm8k_solutions are published layouts (native.py).
 """
 
 import math
@@ -12,7 +14,9 @@ from typing import Any
 
 from rlhfctl.data.adapters import MESSAGES_COLUMNS, RESPONSE_COLUMNS, Row, first_of, take_id, with_system
 from rlhfctl.data.bad_row import BadRow
+from rlhfctl.data.native import gsm8k_solutions, math_shepherd, prm800k
 from rlhfctl.data.samples import Judgement, Message, Sample
+from rlhfctl.data.templated import chatml_turns
 from rlhfctl.data.turns import hh_turns, messages_from, response_text, sharegpt_turns, text_or_messages
 
 SIDES = ("chosen_messages", "rejected_messages")
@@ -136,6 +140,8 @@ def _trajectory(rest: Row, separator: str) -> Judged:
 def _prompt(rest: Row) -> list[Message]:
     column = first_of(rest, PROMPT_COLUMNS, "judged")
     value = rest.pop(column)
+    if isinstance(value, str) and (templated := chatml_turns(value)) is not None:
+        value = templated
     turns = isinstance(value, list) and value and isinstance(value[0], dict) and "from" in value[0]
     messages = sharegpt_turns(value, column) if turns else text_or_messages(value, column)
     return with_system(messages, rest)
@@ -184,4 +190,10 @@ JUDGED: dict[str, Callable[[Row, str], Judged]] = {
     "hh_transcript": _hh_transcript,
     "stepwise": _stepwise,
     "trajectory": _trajectory,
+    "prm800k": prm800k,
+    "math_shepherd": math_shepherd,
+    "gsm8k_solutions": _trajectory,
 }
+
+# Formats of which one row holds several: what each row is taken apart into first.
+SEVERAL: dict[str, Callable[[Row], list[Row]]] = {"gsm8k_solutions": gsm8k_solutions}

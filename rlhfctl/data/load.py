@@ -1,6 +1,7 @@
 """Data sources of a recipe -> samples and one report per source."""
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from rlhfctl.data.adapters import ADAPTERS, adapt
 from rlhfctl.data.bad_row import BadRow
 from rlhfctl.data.detect import detect_format, detect_judged
-from rlhfctl.data.judged import JUDGED, adapt_judged
+from rlhfctl.data.judged import JUDGED, SEVERAL, adapt_judged
 from rlhfctl.data.readers import NumberedRow, read_rows
 from rlhfctl.data.samples import Sample
 from rlhfctl.errors import Refused
@@ -81,6 +82,8 @@ def _load_source(
         format = "unknown" if first is None else detect(first, source.path)
     elif format not in (JUDGED if judged else ADAPTERS):
         raise Refused(_wrong_kind(source, judged))
+    if format in SEVERAL:
+        rows = _apart(rows, SEVERAL[format])
     report = SourceReport(source.path, format, len(rows), len(samples), len(samples), source.weight)
     for number, row in rows:
         try:
@@ -98,6 +101,20 @@ def _load_source(
         samples.append(sample)
     report.stop = len(samples)
     return report
+
+
+def _apart(
+    rows: list[NumberedRow], several: Callable[[dict[str, Any]], list[dict[str, Any]]]
+) -> list[NumberedRow]:
+    """The rows that each row holds, under its number."""
+    found: list[NumberedRow] = []
+    for number, row in rows:
+        try:
+            parts: list[dict[str, Any]] = [] if isinstance(row, BadRow) else several(row)
+        except BadRow as reason:
+            row = reason
+        found += [(number, row)] if isinstance(row, BadRow) else [(number, part) for part in parts]
+    return found
 
 
 def _wrong_kind(source: DataSource, judged: bool) -> str:

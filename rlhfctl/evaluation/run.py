@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from rlhfctl.data import overlap
 from rlhfctl.data.encode import PromptRow, encode_prompts
 from rlhfctl.data.load import load_samples
 from rlhfctl.errors import Refused, UsageError
-from rlhfctl.evaluation import collect, compare, guided, measures, overlap, results
+from rlhfctl.evaluation import collect, compare, guided, measures, results
 from rlhfctl.evaluation.answers import Answer, Judge
 from rlhfctl.evaluation.estimates import Estimate
 from rlhfctl.evaluation.settings import Settings

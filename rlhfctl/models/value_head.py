@@ -107,7 +107,12 @@ def token_classifier(config: dict[str, Any]) -> bool:
 
 def checked_head(head: Tensor, name: str) -> Tensor:
     if head.dim() != 2 or head.shape[0] != 1:
-        raise Refused(f"the value head {name} has shape {list(head.shape)}: a scalar head is [1, hidden]")
+        two = " (two labels, as of a classifier of answers: its scores have no single scale)" * (
+            head.dim() == 2 and head.shape[0] == 2
+        )
+        raise Refused(
+            f"the value head {name} has shape {list(head.shape)}{two}: a scalar head is [1, hidden]"
+        )
     if not bool(torch.isfinite(head).all()):
         raise Refused(f"the value head {name} holds NaN or infinite numbers")
     return head

@@ -41,6 +41,29 @@ def check_rows(inputs: Inputs) -> Iterator[Finding]:
     for split in ("train", "eval"):
         if getattr(inputs.recipe.data, split) and inputs.has_samples(split):
             yield from encoded_findings(inputs, split)
+    if inputs.has_samples("train") and inputs.has_samples("eval"):
+        yield from overlap_findings(inputs)
+
+
+def overlap_findings(inputs: Inputs) -> list[Finding]:
+    """D016: prompts of data.eval that are trained on."""
+    from rlhfctl.data.overlap import shared_prompts
+
+    samples = inputs.samples("eval").samples
+    count = shared_prompts(samples, inputs.samples("train").samples)
+    if not count:
+        return []
+    return [
+        Finding(
+            "D016",
+            "warning",
+            f"data.eval: {count} of {len(samples)} prompts are in data.train too",
+            "their answers may be memory: the evaluation says less of other prompts",
+            "take them out of one of the two",
+            "data",
+            {"count": count},
+        )
+    ]
 
 
 def source_findings(split: str, report: "SourceReport") -> list[Finding]:

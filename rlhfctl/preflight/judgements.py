@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rlhfctl.errors import Refused
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs
 from rlhfctl.preflight.model import find_head, head_findings
@@ -20,8 +19,6 @@ LENGTH_RULE = 0.65  # share of pairs that their length alone decides, from which
 
 
 def check(inputs: Inputs) -> Iterator[Finding]:
-    if inputs.recipe.task == "oreo":
-        yield from offline_findings(inputs)
     if inputs.recipe.task != "rm":
         return
     yield from encoder_findings(inputs)
@@ -32,24 +29,6 @@ def check(inputs: Inputs) -> Iterator[Finding]:
             rows: list[JudgedRow] = inputs.encoded(split).rows  # type: ignore[assignment]
             yield from label_findings(split, rows)
             yield from length_findings(split, rows)
-
-
-def offline_findings(inputs: Inputs) -> list[Finding]:
-    """D015: scored answers without a difference to learn from, or steps that no delimiter ends."""
-    from rlhfctl.data.encode_offline import OfflineRow, refuse_nothing_to_learn
-
-    recipe = inputs.recipe
-    if recipe.task != "oreo" or recipe.collect is not None:
-        return []
-    encoded = inputs.encoded("train")
-    rows = [row for row in encoded.rows if isinstance(row, OfflineRow)]
-    if encoded.every > 1 or not rows:
-        return []
-    try:
-        refuse_nothing_to_learn(rows, recipe.algorithm)
-    except Refused as refusal:
-        return [Finding("D015", "error", "data.train: nothing to learn", refusal.message, side="data")]
-    return []
 
 
 def encoder_findings(inputs: Inputs) -> list[Finding]:

@@ -10,7 +10,7 @@ from rlhfctl.errors import RlhfctlError
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, locate, looks_like_hub_id
 from rlhfctl.preflight.weights import Checkpoint, Entry, read_floats
-from rlhfctl.recipe.tasks import PpoRecipe
+from rlhfctl.recipe.tasks import OreoRecipe, PpoRecipe
 
 
 def check(inputs: Inputs) -> Iterator[Finding]:
@@ -33,11 +33,11 @@ def named_models(inputs: Inputs) -> list[tuple[str, str, bool]]:
         ("policy.from_config", policy.from_config, False),
         ("policy.tokenizer", policy.tokenizer, False),
     ]
-    if isinstance(recipe, PpoRecipe):
+    if isinstance(recipe, PpoRecipe | OreoRecipe):
         models.append(("reference", recipe.reference, True))
         if recipe.value_model is not None and recipe.value_model.init not in ("policy", "reward_model"):
             models.append(("value_model.init", recipe.value_model.init, True))
-        if recipe.implicit_prm is not None:
+        if isinstance(recipe, PpoRecipe) and recipe.implicit_prm is not None:
             models.append(("implicit_prm.path", recipe.implicit_prm.path, True))
     models += [("reward.sources", source.path, True) for source in inputs.reward_models]
     return [(key, path, weights) for key, path, weights in models if path is not None]

@@ -15,6 +15,7 @@ from rlhfctl.preflight import (
     loss_mask,
     machine,
     model,
+    offline,
     quantized,
     reward,
     shapes,
@@ -35,6 +36,7 @@ CHECKS: dict[str, Callable[[Inputs], Iterable[Finding]]] = {
     "template gate": template.check_gate,  # weighs its findings by the rows, so it comes after them
     "loss mask": loss_mask.check,
     "judgements": judgements.check,
+    "offline data": offline.check,
     "shapes": shapes.check,
     "reward": reward.check,
     "machine": machine.check,

@@ -177,7 +177,8 @@ def ignored_keys_of_rm(recipe: "RmRecipe") -> list[str]:
     ]
     if any(source.step_separator != "\n" for source in sources if not has_steps(source.format)):
         found.append(
-            "data step_separator is ignored in rows without steps: it belongs to stepwise and trajectory"
+            "data step_separator is ignored in rows without steps: it belongs to stepwise, trajectory, prm800k and "
+            "math_shepherd"
         )
     return found
 
@@ -203,4 +204,4 @@ def ignored_keys_of_oreo(recipe: "OreoRecipe") -> list[str]:
 
 
 def has_steps(format: str) -> bool:
-    return format in ("auto", "stepwise", "trajectory")
+    return format in ("auto", "stepwise", "trajectory", "prm800k", "math_shepherd")

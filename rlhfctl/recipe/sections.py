@@ -331,6 +331,9 @@ class DataSource(Section):
         "preference",
         "stepwise",
         "trajectory",
+        "prm800k",
+        "math_shepherd",
+        "gsm8k_solutions",
     ] = Field("auto", description="row format; auto: detected from the columns")
     split: str = Field("train", description="split of a hub data set")
     subset: str | None = Field(None, description="configuration of a hub data set, e.g. main of openai/gsm8k")

@@ -278,11 +278,13 @@ def offline_problem(recipe: OreoRecipe) -> str | None:
         return "rollout in an oreo recipe is for answers that reward judges: add reward, or remove rollout"
     if fit is not None and collect is None and not fit.prompts:
         return "value_fit needs value_fit.prompts: data.train holds trajectories, no prompts to sample"
+    lora = recipe.policy.lora
+    if fit is not None and lora is not None and not lora.merge_final:
+        return "value_fit trains all of the final policy's weights: policy.lora.merge_final must be true"
     if collect is None:
         return None
     if recipe.reference is not None and collect.reference == "generator" and collect.rounds > 1:
         return "reference is one model for all rounds: set collect.reference to initial, or remove reference"
-    lora = recipe.policy.lora
     if lora is not None and not lora.merge_final and collect.rounds > 1:
         return "policy.lora.merge_final false would leave an adapter of an earlier round's model: it must be true"
     if collect.reference == "initial" and recipe.policy.path is None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
-from rlhfctl.data.encode import encode_prompts
+from rlhfctl.data.encode import PromptRow, encode_prompts
 from rlhfctl.data.load import load_samples
 from rlhfctl.errors import Refused
 from rlhfctl.evaluation.answers import Judge
+from rlhfctl.evaluation.run import Answerer
 from rlhfctl.models.packing import split_over_ranks
 from rlhfctl.models.value_model import ValueFunction, save_value_model
 from rlhfctl.recipe.tasks import OreoRecipe
@@ -40,8 +41,9 @@ def train(ctx: RunContext) -> None:
     assert fit is not None
     if is_complete(ctx.run.value_model):
         return
+    own = {"path": str(ctx.run.final), "quantization": "none"}  # merged, and all of it is trained
     final = recipe.policy.model_copy(
-        update={"path": str(ctx.run.final), "from_config": None, "tokenizer": None, "chat_template": None}
+        update={"from_config": None, "tokenizer": None, "chat_template": None, **own}
     )
     answerer = answerer_of(ctx, recipe, final)
     samples = load_samples(fit.prompts or recipe.data.train, recipe.data.max_bad_rows).samples
@@ -93,8 +95,9 @@ def train(ctx: RunContext) -> None:
             checkpoint.stop_if_asked(ctx, saved, models, optimizers, state)
     facts: dict[str, object] = {"link": "logistic", "samples": len(rows), "steps": fit.steps}
     model.eval()
-    if held_out:
-        alpha, accuracies = choose_alpha(answerer, judge, held_out, model)
+    found = chosen(ctx, answerer, judge, held_out, model)
+    if found is not None:
+        alpha, accuracies = found
         facts |= {"alpha": alpha, "held_out": {f"{each:g}": found for each, found in accuracies.items()}}
         metrics |= {"value_fit/alpha": alpha, "value_fit/accuracy": accuracies[alpha]}
         ctx.say(
@@ -108,6 +111,20 @@ def train(ctx: RunContext) -> None:
     answerer.engine.close()
     save(ctx, recipe, model, facts)
     forget(ctx, pieces)
+
+
+def chosen(
+    ctx: RunContext, answerer: Answerer, judge: Judge, held_out: list[PromptRow], model: ValueFunction
+) -> tuple[float, dict[float, float]] | None:
+    """As choose_alpha; None where nothing is held out, or the answers have no steps to search over: the value ranks
+    whole answers then."""
+    if not held_out:
+        return None
+    try:
+        return choose_alpha(answerer, judge, held_out, model)
+    except Refused as refusal:
+        ctx.say(f"value fit: no alpha is chosen: {refusal.message}")
+        return None
 
 
 def save(ctx: RunContext, recipe: OreoRecipe, model: ValueFunction, facts: dict[str, object]) -> None:

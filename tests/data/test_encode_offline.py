@@ -84,6 +84,14 @@ def test_rows_that_are_refused(encoder: ChatEncoder, sample: Sample, keys: dict,
         encode(encoder, sample, **keys)
 
 
+@pytest.mark.parametrize("text", ["<|im_start|>user\n1+1?", "[INST] 1+1? [/INST]", "1+1?<eos>"])
+def test_a_prompt_that_was_templated_before_is_refused(encoder: ChatEncoder, text: str) -> None:
+    sample = row()
+    sample.messages[0]["content"] = text
+    with pytest.raises(Refused, match=r"f.jsonl:1: its prompt holds .* through a chat template already"):
+        encode(encoder, sample)
+
+
 def test_data_of_which_nothing_can_be_learnt(encoder: ChatEncoder) -> None:
     both, _ = encode(encoder, row(), row(reward=0.0))
     refuse_nothing_to_learn(both, OfflineReasoning())
@@ -103,17 +111,46 @@ def test_real_rows(shared: Path) -> None:
     encoder = ChatEncoder.from_path(shared / "tokenizers/qwen2")
     for name, delimiters in (
         ("gsm8k/offline_trajectories.jsonl", ["\n"]),
+        ("gsm8k/example_model_solutions.jsonl", ["\n"]),
         ("step_level/prm_stepwise.jsonl", ["\n"]),
+        ("step_level/math_shepherd_layout.jsonl", ["\n"]),
+        ("step_level/openr_samples_prm800k.jsonl", ["\n"]),
     ):
         source = DataSource(path=str(shared / "data" / name), limit=60)
         samples = load_samples([source], judged=True).samples
         rows, report = encode_offline(
             samples, encoder, 4096, "all_assistant", OfflineReasoning(step_delimiters=delimiters)
         )
-        assert report.kept == 60
+        assert report.kept == len(samples)
         for sample, found in zip(samples, rows, strict=True):
             assert sample.judgement is not None
             actions = [token for token, on in zip(found.ids, found.mask, strict=True) if on]
             assert encoder.decode_response(actions).strip() == (sample.response or "").strip()
             steps = sample.judgement.steps
             assert steps is None or found.steps[-1] + 1 == len(steps)
+
+
+def test_steps_of_mathematics_end_on_token_borders(shared: Path) -> None:
+    """Real solutions under the delimiters of MATH: each step but the last holds one at its end, and none before it."""
+    encoder = ChatEncoder.from_path(shared / "tokenizers/qwen2")
+    source = DataSource(path=str(shared / "data/step_level/openr_samples_prm800k.jsonl"))
+    samples = load_samples([source], judged=True).samples
+    for sample in samples:
+        assert sample.judgement is not None
+        sample.judgement.steps = None  # cut by rule, not by the row
+    delimiters = ["\n", ". ", ".$ "]
+    algorithm = OfflineReasoning(level="step", step_delimiters=delimiters)
+    rows, _ = encode_offline(samples, encoder, 4096, "all_assistant", algorithm)
+    borders = 0
+    for found in rows:
+        actions = [token for token, on in zip(found.ids, found.mask, strict=True) if on]
+        for number in range(found.steps[-1]):
+            step = [token for token, of in zip(actions, found.steps, strict=True) if of == number]
+            after = actions[found.steps.index(number + 1)]
+            text, last = encoder.tokenizer.decode(step), encoder.tokenizer.decode(step[-1:])
+            assert any(each in text for each in delimiters)
+            # What precedes the closing token holds no whole delimiter: the step ends as early as tokens allow.
+            before = text[: len(text) - len(last)].lstrip()
+            assert not any(each in before for each in delimiters), (before, last, after)
+            borders += 1
+    assert borders > 40

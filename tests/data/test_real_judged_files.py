@@ -1,5 +1,6 @@
 """Every data file with judgements kept beside the checkout: its format, its rows, its bad rows, what it judges."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -29,10 +30,18 @@ UNUSABLE = {
     "reward_sanity/autoj_pairwise.jsonl": "no format with a judgement fits",
     "reward_sanity/pandalm_testset.json": "no format with a judgement fits",
     "step_level/verify_then_generate.json": "no format with a judgement fits",
-    "step_level/math_shepherd_layout.jsonl": "no format with a judgement fits",
     "alpaca/alpaca_5000.json": "no format with a judgement fits",
     "gsm8k/train.jsonl": "no format with a judgement fits",
     "sharegpt/hh_harmless.sharegpt.json": "no format with a judgement fits",
+}
+
+
+# file -> (detected format, rows, trajectories with reward 1, step labels that are 1, 0, not there)
+NATIVE = {
+    "step_level/math_shepherd_layout.jsonl": ("math_shepherd", 1492, 746, (4519, 746, 0)),
+    "step_level/openr_samples_math-shepherd.jsonl": ("math_shepherd", 7, 0, (5, 20, 0)),
+    "step_level/openr_samples_prm800k.jsonl": ("prm800k", 6, 4, (41, 2, 2)),
+    "gsm8k/example_model_solutions.jsonl": ("gsm8k_solutions", 3164, 1241, (0, 0, 0)),
 }
 
 
@@ -85,6 +94,46 @@ def test_scored_trajectories(shared: Path) -> None:
     marked = load(shared, "llamafactory_demos/kto_en_demo.json")
     assert (marked.reports[0].format, len(marked.samples)) == ("trajectory", 300)
     assert {sample.judgement.reward for sample in marked.samples if sample.judgement} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_published_layouts(shared: Path, name: str) -> None:
+    loaded = load(shared, name)
+    (report,) = loaded.reports
+    judgements = [sample.judgement for sample in loaded.samples if sample.judgement]
+    labels = Counter(label for judgement in judgements for label in judgement.step_labels or [])
+    right = sum(judgement.reward == 1.0 for judgement in judgements)
+    counts = (labels[1.0], labels[0.0], labels[None])
+    assert (report.format, report.used, right, counts) == NATIVE[name]
+    assert not report.bad_rows
+    for sample, judgement in zip(loaded.samples, judgements, strict=True):
+        if judgement.steps is not None:
+            assert "\n".join(judgement.steps) == sample.response
+
+
+def test_solutions_of_several_models_are_the_trajectories_made_of_them(shared: Path) -> None:
+    native = load(shared, "gsm8k/example_model_solutions.jsonl").samples
+    made = load(shared, "gsm8k/offline_trajectories.jsonl").samples
+    assert [
+        (s.messages, s.response, s.judgement and s.judgement.reward, s.metadata["model"]) for s in native
+    ] == [(s.messages, s.response, s.judgement and s.judgement.reward, s.metadata["model"]) for s in made]
+    assert [sample.label for sample in native] == [sample.metadata["ground_truth"] for sample in made]
+
+
+def test_step_labels_of_math_shepherd_are_those_of_the_rows_it_was_made_from(shared: Path) -> None:
+    def labelled(name: str) -> set[tuple[tuple[str, ...], tuple[float | None, ...]]]:
+        judgements = [sample.judgement for sample in load(shared, name).samples if sample.judgement]
+        return {
+            (
+                tuple(re.sub(r"^Step \d+: ", "", step).strip() for step in judgement.steps or []),
+                tuple(judgement.step_labels or []),
+            )
+            for judgement in judgements
+        }
+
+    native = labelled("step_level/math_shepherd_layout.jsonl")
+    assert len(native) > 1000
+    assert native <= labelled("step_level/prm_stepwise.jsonl")
 
 
 @pytest.mark.parametrize("name", UNUSABLE)

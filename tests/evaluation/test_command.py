@@ -208,3 +208,22 @@ def test_a_value_model_guides_and_is_measured(
     told, _ = evaluate(*words, "--search", "beam")
     assert told["exit_code"] == 5
     assert "another vocabulary" in told["message"]
+
+
+def test_a_reranker_of_two_labels_is_one_sentence(
+    finished_run: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    """Which of its two labels means right, and on what scale, it does not say."""
+    import shutil
+
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(finished_run / "final", num_labels=2)
+    shutil.copytree(
+        finished_run / "final", tmp_path / "reranker", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "reranker")
+    words = ["--search", "best-of-n", "-n", "2", "--limit", "2", "--reward-model", str(tmp_path / "reranker")]
+    told, _ = evaluate(str(finished_run), *words)
+    assert (told["exit_code"], told["message"].count("\n")) == (5, 0)
+    assert "has shape [2, 64] (two labels" in told["message"]

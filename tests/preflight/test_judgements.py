@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from rlhfctl.preflight.inputs import Inputs
 from rlhfctl.preflight.run import Report, run_preflight
 from rlhfctl.quickstart.chains import write_model
 from rlhfctl.recipe.tasks import RmRecipe
@@ -126,32 +125,3 @@ def test_a_padding_token_that_ends_answers(tmp_path: Path, chains: Path) -> None
         (model / name).write_text(json.dumps(values | {"pad_token": "<eos>"}))
     found = report(tmp_path, chains, [PAIR], {"from_config": str(model), "tokenizer": str(model)})
     assert "W014" in ids(found, "warning")
-
-
-def test_offline_data_that_is_all_right_is_refused(chains, tmp_path):
-    import json
-
-    from rlhfctl.preflight.judgements import offline_findings
-    from rlhfctl.recipe.tasks import OreoRecipe
-
-    def found(rewards):
-        rows = [{"prompt": f"{i}+1?", "response": f"{i}+1=2\n#2", "reward": r} for i, r in enumerate(rewards)]
-        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        recipe = OreoRecipe.model_validate(
-            {
-                "task": "oreo",
-                "name": "x",
-                "policy": {"path": str(chains / "model")},
-                "data": {"train": [{"path": str(tmp_path / "t.jsonl"), "format": "trajectory"}]},
-                "train": {"steps": 1},
-            }
-        )
-        return [
-            (finding.id, finding.exit_code, finding.detail)
-            for finding in offline_findings(Inputs(recipe, None, False))
-        ]
-
-    assert found([1, 0]) == []
-    ((id, code, detail),) = found([1, 1])
-    assert (id, code) == ("D015", 5)
-    assert "2 right and 0 wrong" in detail

@@ -160,7 +160,8 @@ def test_the_initial_policy_as_reference_and_balanced_samples(
         (["reference=x"], "set collect.reference to initial"),
         (["collect.reference=initial", "policy.from_config=a", "policy.tokenizer=a", "policy.path=null"],
          "collect.reference initial needs policy.path"),
-        (["policy.lora={merge_final: false}"], "policy.lora.merge_final false"),
+        (["policy.lora={merge_final: false}"], "value_fit trains all of the final policy's weights"),
+        (["policy.lora={merge_final: false}", "value_fit=null"], "policy.lora.merge_final false"),
         (["collect=null", "value_fit=null", "data.eval=[]"], "give both, or neither"),
     ],
 )  # fmt: skip

@@ -20,6 +20,12 @@ def key(sample: Sample) -> str:
     return json.dumps(turns, sort_keys=True, default=str)
 
 
+def shared_prompts(samples: Sequence[Sample], others: Sequence[Sample]) -> int:
+    """How many of the samples have a prompt that one of the others has."""
+    seen = {key(sample) for sample in others}
+    return sum(key(sample) in seen for sample in samples)
+
+
 def overlapping(samples: Sequence[Sample], trained_on: Sequence[DataSource]) -> int:
     """How many of the samples have a prompt that the training data has. A file that is gone is left out."""
     seen: set[str] = set()
