@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rlhfctl.heartbeat import heartbeat
 from rlhfctl.recipe.sections import Optim
 from rlhfctl.trainers.distributed import sum_gradients
 
@@ -189,7 +190,8 @@ class Optimizer(Plain):
 def clip_and_step(optimizers: Sequence[Learner], max_grad_norm: float | None) -> list[float]:
     """Reduce, clip each model by its own norm, step. Returns the norms before clipping; a non-finite norm is returned
     without stepping, for the caller to stop the run."""
-    norms = [optimizer.reduce() for optimizer in optimizers]
+    with heartbeat.waiting("gradients"):  # also where a GPU's collectives end: the norm is read
+        norms = [optimizer.reduce() for optimizer in optimizers]
     if all(math.isfinite(norm) for norm in norms):
         for optimizer, norm in zip(optimizers, norms, strict=True):
             optimizer.clip_and_step(norm, max_grad_norm)
