@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.heartbeat import heartbeat
 
 T = TypeVar("T")
 
@@ -28,7 +29,8 @@ def from_rank_zero(make: Callable[[], T]) -> T:
             told[0] = make()
         except RlhfctlError as error:
             told[1] = error
-    dist.broadcast_object_list(told, src=0)
+    with heartbeat.waiting("rank 0's engine"):
+        dist.broadcast_object_list(told, src=0)
     if told[1] is not None:
         raise told[1]
     return told[0]
@@ -39,7 +41,8 @@ def raise_together(error: RlhfctlError | None) -> None:
     errors: list[RlhfctlError | None] = [error]
     if several():
         errors = [None] * dist.get_world_size()
-        dist.all_gather_object(errors, error)
+        with heartbeat.waiting("the engine's end"):
+            dist.all_gather_object(errors, error)
     first = next((each for each in errors if each is not None), None)
     if first is not None:
         raise first

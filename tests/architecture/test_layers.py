@@ -42,7 +42,7 @@ HEAVY = {
         "run_dir",
         "heartbeat",
     },
-    "rollout": {"models", "recipe", "templates", "data"},
+    "rollout": {"heartbeat", "models", "recipe", "templates", "data"},
     "search": {"rollout", "models", "recipe", "templates"},
     "evaluation": {"search", "rollout", "rewards", "models", "data", "recipe", "templates", "run_dir"},
     "models": {"recipe", "templates"},
