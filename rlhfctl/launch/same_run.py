@@ -1,7 +1,8 @@
 """Whether two run directories hold the same run bit for bit, and where they first differ.
 
 Compared are metrics.jsonl without what depends on the clock, samples.jsonl, the newest checkpoint (weights, optimizer,
-counters), and every tensor of final/, warmup/ and value_model/. Safetensors are read as bytes: no tensor library.
+counters), and every tensor of final/, value_model/ and of what earlier phases left. Safetensors are read as bytes: no
+tensor library.
 """
 
 import json
@@ -55,7 +56,8 @@ def files_of(*runs: RunDir) -> list[str]:
     names: dict[str, None] = {}
     for run in runs:
         newest = run.newest_checkpoint()
-        places = [*([newest] if newest else []), run.warmup, run.path / "value_model", run.final]
+        others = [run.path / name for name in ("warmup", "rounds", "critic", "value_model", "final")]
+        places = [*([newest] if newest else []), *others]
         for place in places:
             for file in sorted([*place.rglob("*.safetensors"), *place.glob("trainer.json")]):
                 names[str(file.relative_to(run.path))] = None

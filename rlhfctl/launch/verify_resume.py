@@ -1,7 +1,7 @@
 """The proof of a resume: N + M steps in one go, against N steps, kill -9, and M more from the checkpoint.
 
 Both are real runs of the command in processes of their own, on the CPU, with the recipe bounded to a few steps; then
-every number they left is compared bit for bit (same_run.py). A recipe of two phases is killed once in each.
+every number they left is compared bit for bit (same_run.py). A recipe of several phases is killed once in each.
 """
 
 import json
@@ -24,6 +24,7 @@ from rlhfctl.recipe.tasks import AnyRecipe, OreoRecipe, PpoRecipe, ReftRecipe
 from rlhfctl.run_dir import RunDir
 
 EVAL_SAMPLES = 16
+PROMPTS = 64  # most rows of a source that is sampled before training
 
 
 class RunEnded(RlhfctlError):
@@ -110,14 +111,35 @@ def short(recipe: AnyRecipe, first: int, then: int) -> AnyRecipe:
     if isinstance(recipe, ReftRecipe) and recipe.warmup is not None:
         phase = {"steps": first + then, "epochs": None}
         update["warmup"] = recipe.warmup.model_copy(update=phase)
+    if isinstance(recipe, OreoRecipe) and recipe.collect is not None:
+        few = [
+            each.model_copy(update={"limit": min(each.limit or PROMPTS, PROMPTS)})
+            for each in recipe.data.train
+        ]
+        update["data"] = recipe.data.model_copy(update={"train": few})
+    if isinstance(recipe, OreoRecipe) and recipe.value_fit is not None:
+        fit = recipe.value_fit
+        bounds = {
+            "steps": first + then,
+            "samples": min(fit.samples, PROMPTS),
+            "held_out": min(fit.held_out, 4),
+        }
+        update["value_fit"] = fit.model_copy(update=bounds)
     return recipe.model_copy(update=update)
 
 
+def phases(recipe: AnyRecipe) -> int:
+    """Phases of one run, each with steps of its own that number through."""
+    if isinstance(recipe, ReftRecipe):
+        return 1 if recipe.warmup is None else 2
+    if isinstance(recipe, OreoRecipe):
+        return (recipe.collect.rounds if recipe.collect else 1) + (recipe.value_fit is not None)
+    return 1
+
+
 def killed_after(recipe: AnyRecipe, first: int, then: int) -> list[int]:
-    """The steps whose checkpoint is waited for before each kill: one in each phase. Steps number through."""
-    if isinstance(recipe, ReftRecipe) and recipe.warmup is not None:
-        return [first, ((first + then) // first + 1) * first]
-    return [first]
+    """The steps whose checkpoint is waited for before each kill: of each phase the first one that is saved."""
+    return [(phase * (first + then) // first + 1) * first for phase in range(phases(recipe))]
 
 
 def launch(command: list[str]) -> "subprocess.Popen[str]":

@@ -97,6 +97,10 @@ def test_the_recipe_is_bounded_and_each_phase_is_killed() -> None:
     assert reft.warmup.steps == 5  # type: ignore[union-attr]
     assert killed_after(reft, 3, 2) == [3, 6]
     assert killed_after(short(load_recipe("quickstart/reft").recipe, 2, 2), 2, 2) == [2, 6]
+    rounds = short(load_recipe("quickstart/oreo-rounds").recipe, 2, 2)
+    assert killed_after(rounds, 2, 2) == [2, 6, 10]
+    assert (rounds.data.train[0].limit, rounds.value_fit.steps) == (64, 4)  # type: ignore[union-attr]
+    assert killed_after(rounds, 1, 3) == [1, 5, 9]
 
 
 @pytest.mark.parametrize("text", ["3", "0,1", "2,2,2", "a,b", "2,-1"])
