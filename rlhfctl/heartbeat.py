@@ -22,6 +22,7 @@ class Heartbeat:
         self.file: int | None = None
         self.record: dict[str, Any] = {}
         self.count = 0
+        self.what: str | None = None  # the wait under way; one may lie inside another
 
     def open(self, path: Path, rank: int) -> None:
         self.close()
@@ -48,11 +49,13 @@ class Heartbeat:
         if self.file is None:
             yield
             return
+        before, self.what = self.what, what
         self._write(what)
         try:
             yield
         finally:
-            self._write(None)
+            self.what = before
+            self._write(before)
 
     def _write(self, waiting: str | None) -> None:
         if self.file is None:

@@ -63,8 +63,9 @@ class Watchdog:
         if not late:
             return None
         alive = workers()
-        late = [beat for beat in late if beat.pid in alive]
-        working = [beat for beat in beats if not beat.waiting]
+        # A process that is stopped hangs wherever that happened, in a wait too.
+        working = [beat for beat in beats if not beat.waiting or self.is_stopped(beat)]
+        late = [beat for beat in late if beat.pid in alive and beat not in working]
         strangers = [beat for beat in beats if beat.node != self.node]
         # All wait: for each other, unless one of them has only just come to where the others are.
         if not late or not (working or (strangers and min(waited.values()) > self.limit)):
@@ -72,6 +73,9 @@ class Watchdog:
         self.since.clear()  # what goes on after this gets the whole limit again
         here = frozenset(beat.pid for beat in working if beat.node == self.node) & alive
         return Hang(tell(late[0], waited, working, strangers, self.node), late[0].rank, here)
+
+    def is_stopped(self, beat: Beat) -> bool:
+        return beat.node == self.node and state_of(beat.pid) in ("T", "t")
 
 
 def read_beats(logs: Path) -> list[Beat]:
@@ -110,8 +114,15 @@ def doing(beat: Beat, node: str) -> str:
     """What the kernel says about the process, where it is on this node."""
     if beat.node != node:
         return ""
-    try:
-        state = Path(f"/proc/{beat.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (OSError, IndexError):
+    state = state_of(beat.pid)
+    if state is None:
         return " (its process is gone)"
     return f" ({STATES[state]})" if state in STATES else ""
+
+
+def state_of(pid: int) -> str | None:
+    """The kernel's letter for what a process does; None: it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (OSError, IndexError):
+        return None

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from deepspeed import utils as fragments
 from torch import Tensor, nn
 
+from rlhfctl.heartbeat import heartbeat
 from rlhfctl.recipe.sections import DeepSpeed, Optim
 from rlhfctl.trainers.optimizer import parameter_groups, scheduled_lr
 
@@ -89,12 +90,14 @@ class ZeroOptimizer:
 
     def run(self, function: Callable[[], Found]) -> Found:
         """A forward pass of the engine's modules; backward passes start from what it returns."""
-        found: Found = self.engine(function)
+        with heartbeat.waiting("a pass"):
+            found: Found = self.engine(function)
         return found
 
     def backward(self, loss: Tensor) -> None:
         self.engine.set_gradient_accumulation_boundary(self.last)
-        self.engine.backward(loss * self.world, scale_wrt_gas=False)
+        with heartbeat.waiting("a pass"):
+            self.engine.backward(loss * self.world, scale_wrt_gas=False)
 
     def reduce(self) -> float:
         """The norm of the global gradient before it was clipped: DeepSpeed reduces, clips and steps in one call, and

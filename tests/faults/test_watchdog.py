@@ -1,6 +1,8 @@
 """Which ranks the launcher calls hung, from the records that ranks really write."""
 
 import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +87,28 @@ def test_both_wait(ranks: Callable[..., Ranks]) -> None:
     assert "for rank 1 on node 10.0.0.2" in said
     assert "the network between the nodes is cut" in said
     assert far.hang.pids == set()
+
+
+def test_a_process_that_was_stopped_in_a_wait(ranks: Callable[..., Ranks]) -> None:
+    """Both wait, and one of them cannot answer: waits may lie inside each other."""
+    two = ranks()
+    asleep = subprocess.Popen(["sleep", "600"])
+    try:
+        two.beats[1].record["pid"] = asleep.pid
+        two.alive.add(asleep.pid)
+        with two.beats[0].waiting("gradients"), two.beats[1].waiting("gradients"):
+            with two.beats[1].waiting("sums"):
+                assert two.after(3 * LIMIT) is None
+            asleep.send_signal(signal.SIGSTOP)
+            said = two.after(LIMIT + 5)
+    finally:
+        asleep.kill()
+        asleep.wait()
+    assert said is not None
+    assert said.startswith(
+        "rank 1 hangs in train of step 7 (its process is stopped (SIGSTOP)); rank 0 has waited"
+    )
+    assert two.hang.pids == {asleep.pid}
 
 
 def test_a_rank_of_another_node_hangs(ranks: Callable[..., Ranks]) -> None:
