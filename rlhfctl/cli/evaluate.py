@@ -35,7 +35,7 @@ def evaluate(
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Longest answer.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of samples.")] = 0,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N rows.")] = None,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="hf or vllm.")] = "hf",
+    engine: Annotated[str, typer.Option(metavar="NAME", help="hf, vllm or vllm_server.")] = "hf",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Gets results.jsonl, eval.json.")] = None,
     compare: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Another results.jsonl, paired.")

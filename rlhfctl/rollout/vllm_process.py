@@ -3,8 +3,10 @@
 They listen on the loopback address only, since whoever reaches them may replace their weights.
 """
 
+import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import httpx
 
 from rlhfctl.errors import Unable
 from rlhfctl.recipe.rollout_server import RolloutServer
-from rlhfctl.rollout.guardian import GRACE
+from rlhfctl.rollout.guardian import GRACE, LAST, stop_with_run
 from rlhfctl.rollout.handshake import EXTENSION
 
 ADDRESS = "127.0.0.1"
@@ -50,10 +52,12 @@ class Started:
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
-            self.process.wait(GRACE + 5)
+            self.process.wait(GRACE + LAST + 5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        with contextlib.suppress(ProcessLookupError):  # what a guardian that was killed has left
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def start(spec: RolloutServer, shape: Shape, logs: Path) -> list[Started]:
@@ -80,6 +84,7 @@ def launch(spec: RolloutServer, shape: Shape, place: int, log: Path) -> Started:
             stdout=output,
             stderr=output,
             start_new_session=True,  # a Ctrl-C in the terminal is the run's to answer
+            preexec_fn=stop_with_run,
         )
     return Started(f"http://{ADDRESS}:{port}", process, log)
 
