@@ -6,11 +6,9 @@ has left cannot go on.
 
 import itertools
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -29,8 +27,7 @@ Failed = dict[str, Lost]  # by url
 def send_files(spec: RolloutServer, clients: list[Client], policy: nn.Module, ends: float) -> Failed:
     """Written once, read by every server. ends: time.monotonic() at which the time is used up."""
     size = sum(parameter.nbytes for parameter in policy.parameters())
-    root = Path(spec.sync_dir) if spec.sync_dir else weight_files.place(size)
-    directory = Path(tempfile.mkdtemp(prefix="rlhfctl-sync-", dir=root))
+    directory = weight_files.directory(spec.sync_dir, size)
     try:
         tensors = weight_files.write(merged_weights(policy), directory)
         return each(clients, lambda client: client.call("sync_files", [str(directory), tensors], left(ends)))

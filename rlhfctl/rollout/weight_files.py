@@ -1,5 +1,6 @@
 """Weights on their way to a server: safetensors files in a directory that trainer and servers see."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from torch import Tensor
 
 BUCKET = 1 << 30  # bytes of one file; one bucket exists in memory at a time
 MEMORY = Path("/dev/shm")
+PREFIX = "rlhfctl-sync-"
 
 
 def write(weights: Iterable[tuple[str, Tensor]], directory: Path, bucket: int = BUCKET) -> int:
@@ -49,3 +51,16 @@ def place(size: int) -> Path:
     if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > size + size // 4:
         return MEMORY
     return Path(tempfile.gettempdir())
+
+
+def directory(chosen: str | None, size: int) -> Path:
+    """A new directory for one sync, in `chosen` or the default place; what killed runs of this machine left in the
+    default place goes first."""
+    if chosen is not None:
+        return Path(tempfile.mkdtemp(prefix=PREFIX, dir=chosen))
+    for root in (MEMORY, Path(tempfile.gettempdir())):
+        for left in root.glob(f"{PREFIX}*-*"):
+            owner = left.name.removeprefix(PREFIX).partition("-")[0]
+            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+                shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place(size)))

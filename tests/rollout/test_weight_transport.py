@@ -46,6 +46,20 @@ def test_files_hold_every_tensor_once(tmp_path, bucket):
         list(weight_files.read(str(tmp_path / "elsewhere"), 5))
 
 
+def test_what_a_killed_run_left_in_memory_goes_with_the_next_sync(tmp_path, monkeypatch):
+    monkeypatch.setattr(weight_files, "MEMORY", tmp_path)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for pid in (dead.pid, os.getppid()):
+        (tmp_path / f"rlhfctl-sync-{pid}-x").mkdir()
+    made = weight_files.directory(None, 1)
+    assert made.parent == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} == {f"rlhfctl-sync-{os.getppid()}-x", made.name}
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    assert weight_files.directory(str(chosen), 1).parent == chosen
+
+
 def test_a_broadcast_reaches_every_server_in_order(tmp_path):
     """Three ranks of gloo in one process: the trainer and two workers, two syncs of several buckets each."""
     port, cpu = free_port(), torch.device("cpu")
