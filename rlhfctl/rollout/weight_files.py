@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 BUCKET = 1 << 30  # bytes of one file; one bucket exists in memory at a time
 MEMORY = Path("/dev/shm")
 PREFIX = "rlhfctl-sync-"
+LEFT_SECONDS = 3600.0
 
 
 def write(weights: Iterable[tuple[str, Tensor]], directory: Path, bucket: int = BUCKET) -> int:
@@ -61,6 +63,8 @@ def directory(chosen: str | None, size: int) -> Path:
     for root in (MEMORY, Path(tempfile.gettempdir())):
         for left in root.glob(f"{PREFIX}*-*"):
             owner = left.name.removeprefix(PREFIX).partition("-")[0]
-            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            alive = owner.isdigit() and Path(f"/proc/{owner}").exists()
+            # Of another container that shares this memory the process cannot be seen.
+            if not alive and time.time() - left.stat().st_mtime > LEFT_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place(size)))

@@ -52,9 +52,16 @@ def test_what_a_killed_run_left_in_memory_goes_with_the_next_sync(tmp_path, monk
     dead.wait()
     for pid in (dead.pid, os.getppid()):
         (tmp_path / f"rlhfctl-sync-{pid}-x").mkdir()
+        (tmp_path / f"rlhfctl-sync-{pid}-new").mkdir()
+        os.utime(tmp_path / f"rlhfctl-sync-{pid}-x", (0, 0))
     made = weight_files.directory(None, 1)
     assert made.parent == tmp_path
-    assert {path.name for path in tmp_path.iterdir()} == {f"rlhfctl-sync-{os.getppid()}-x", made.name}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"rlhfctl-sync-{os.getppid()}-x",
+        f"rlhfctl-sync-{os.getppid()}-new",
+        f"rlhfctl-sync-{dead.pid}-new",
+        made.name,
+    }
     chosen = tmp_path / "chosen"
     chosen.mkdir()
     assert weight_files.directory(str(chosen), 1).parent == chosen
