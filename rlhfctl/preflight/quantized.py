@@ -51,7 +51,8 @@ def changed_base(inputs: Inputs) -> Iterator[Finding]:
         return
     try:
         facts = json.loads(states[-1].read_text()).get("base", {})
-        refuse_other_base(facts, inputs.policy_path, states[-1].parent)
+        # Of a later phase the base is the model of the phase before, not policy.path.
+        refuse_other_base(facts, facts.get("path", inputs.policy_path), states[-1].parent)
     except (OSError, ValueError):
         return  # an unreadable checkpoint is reported by the worker
     except Refused as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhfctl.recipe.sections import Reward
-    from rlhfctl.recipe.tasks import OreoRecipe, PpoRecipe, RmRecipe
+    from rlhfctl.recipe.tasks import OreoRecipe, PpoRecipe, ReftRecipe, RmRecipe
 
 GROUP_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_baseline")
 
@@ -201,6 +201,53 @@ def ignored_keys_of_oreo(recipe: "OreoRecipe") -> list[str]:
         for section, values, key, used, owner in table
         if not used and getattr(values, key) != type(values).model_fields[key].default
     ]
+
+
+def ignored_keys_of_reft(recipe: "ReftRecipe") -> list[str]:
+    """As ignored_keys: the baselines are supervised, and each has keys of its own."""
+    if recipe.method == "reft":
+        unused = recipe.self_training is not None
+        return (
+            ["self_training is ignored here: it belongs to method offline_st and online_st"] if unused else []
+        )
+    found = [
+        f"{name}.{key}" if key else name
+        for name in ("algorithm", "value_model", "implicit_prm", "guard", "reference")
+        for key in changed_keys(
+            getattr(recipe, name), type(recipe).model_fields[name].get_default(call_default_factory=True)
+        )
+    ]
+    shaping = recipe.reward.shaping
+    found += [f"reward.shaping.{key}" for key in changed_keys(shaping, type(shaping)())]
+    found += ["reward.granularity"] if recipe.reward.granularity != "sequence" else []
+    found += ["train.samples_every"] if recipe.train.samples_every else []
+    found += ["rollout.dynamic_sampling"] if recipe.rollout.dynamic_sampling else []
+    problems = [f"{key} is ignored here: it belongs to method reft" for key in found]
+    given = set() if recipe.self_training is None else recipe.self_training.model_fields_set
+    own, other = {
+        "offline_st": ({"samples", "keep"}, "online_st"),
+        "online_st": ({"gold_share"}, "offline_st"),
+    }[recipe.method]
+    for key in sorted(given - own):
+        assert recipe.self_training is not None
+        if getattr(recipe.self_training, key) != type(recipe.self_training).model_fields[key].default:
+            problems.append(f"self_training.{key} is ignored here: it belongs to method {other}")
+    if recipe.method == "offline_st" and recipe.rollout.n != 1:
+        problems.append("rollout.n is ignored here: method offline_st takes self_training.samples")
+    if not any(source.kind in ("verifier", "python") for source in recipe.reward.sources):
+        problems.append(
+            f"method {recipe.method} keeps right answers: it needs a reward source of kind verifier"
+        )
+    return problems
+
+
+def changed_keys(given: Any, default: Any) -> list[str]:
+    """The keys of a section that are not at their defaults; [""] where the whole differs."""
+    if given == default:
+        return []
+    if given is None or default is None or type(given) is not type(default) or isinstance(given, str):
+        return [""]
+    return [key for key in type(given).model_fields if getattr(given, key) != getattr(default, key)]
 
 
 def has_steps(format: str) -> bool:

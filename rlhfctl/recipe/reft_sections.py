@@ -18,6 +18,21 @@ class ReftAlgorithm(Algorithm):
     )
 
 
+class SelfTraining(Section):
+    """Baselines of the ReFT paper: supervised fine-tuning on a policy's own right answers."""
+
+    samples: Positive = Field(
+        100, description="offline_st: samples of each question from the warm-up's model"
+    )
+    keep: Positive = Field(10, description="offline_st: most distinct right samples of a question")
+    gold_share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="online_st: weight of the data's own answers in the loss; the rest is the samples'",
+    )
+
+
 class Warmup(Section):
     """Supervised fine-tuning on the same rows, before reft samples from them."""
 

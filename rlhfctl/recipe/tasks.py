@@ -7,9 +7,15 @@ from pydantic import Field, model_validator
 from rlhfctl.recipe import token_rewards, zero_rules
 from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.guard import Guard
-from rlhfctl.recipe.ignored import GROUP_ESTIMATORS, ignored_keys, ignored_keys_of_oreo, ignored_keys_of_rm
+from rlhfctl.recipe.ignored import (
+    GROUP_ESTIMATORS,
+    ignored_keys,
+    ignored_keys_of_oreo,
+    ignored_keys_of_reft,
+    ignored_keys_of_rm,
+)
 from rlhfctl.recipe.oreo_sections import Collect, OfflineReasoning, ValueFit
-from rlhfctl.recipe.reft_sections import ReftAlgorithm, Warmup
+from rlhfctl.recipe.reft_sections import ReftAlgorithm, SelfTraining, Warmup
 from rlhfctl.recipe.sections import (
     Data,
     DeepSpeed,
@@ -198,7 +204,14 @@ class PpoRecipe(Recipe):
 
 class ReftRecipe(PpoRecipe):
     task: Literal["reft"] = Field(description="a supervised warm-up, then ppo on the same questions")  # type: ignore[assignment]
+    method: Literal["reft", "offline_st", "online_st"] = Field(
+        "reft",
+        description="the second phase: ppo, or the paper's baselines, supervised on the policy's own right answers",
+    )
     warmup: Warmup | None = Field(description="the first phase; null: policy.path is warmed up already")
+    self_training: SelfTraining | None = Field(
+        None, description="method offline_st and online_st: how many samples, and their weight"
+    )
     value_model: ValueModel | None = Field(
         default_factory=lambda: ValueModel(shared_trunk=True),
         description="default: one head on the policy's own trunk",
@@ -215,6 +228,8 @@ class ReftRecipe(PpoRecipe):
             raise ValueError(
                 "policy.lora.merge_final false would leave an adapter of the warm-up's model: it must be true"
             )
+        if ignored := ignored_keys_of_reft(self):
+            raise ValueError("\n".join(ignored))
         return self
 
 

@@ -148,12 +148,12 @@ def usable(
             f"stopped at step {step}: none of the {len(everyone)} samples has a reward to train on "
             "(all failed, or reward.shaping.truncated drops them all)"
         )
-    metrics = shaped.metrics | _means(everyone) | _spread(everyone, [source.name for source in sources])
+    metrics = shaped.metrics | means(everyone) | _spread(everyone, [source.name for source in sources])
     metrics["reward/failures"] = float(failures)
     return Batch(kept, metrics, failures)
 
 
-def _means(trajectories: list[Trajectory]) -> dict[str, float]:
+def means(trajectories: list[Trajectory]) -> dict[str, float]:
     """Means over the samples that have them: the raw score, each source's score, what the sources report."""
     values: dict[str, list[float]] = {}
     for trajectory in trajectories:

@@ -1,4 +1,5 @@
-"""ReFT: supervised warm-up, then ppo on the same questions from its end; two phases of one run.
+"""ReFT: supervised warm-up, then ppo on the same questions from its end; two phases of one run. Or, for comparison,
+the paper's baselines as the second phase (trainers/self_training.py).
 
 Steps number through. The warm-up's model stays in the run directory: it is where the second phase starts and what its
 KL penalty is measured against, in every attempt.
@@ -10,7 +11,7 @@ from typing import Any
 
 from rlhfctl.recipe.tasks import PpoRecipe, ReftRecipe, SftRecipe
 from rlhfctl.run_dir import is_complete
-from rlhfctl.trainers import ppo, sft
+from rlhfctl.trainers import ppo, self_training, sft
 from rlhfctl.trainers.context import Phase, RunContext
 
 
@@ -24,6 +25,13 @@ def train(ctx: RunContext) -> None:
             sft.train(replace(ctx, recipe=warmup_recipe(recipe), phase=Phase(1, 0, warm)))
         first = int(json.loads((warm / "phase.json").read_text())["step"])
         start = recipe.policy.model_copy(update={"path": str(warm), "from_config": None})
+    if recipe.method == "offline_st":
+        self_training.offline(ctx, recipe, start, first)
+        return
+    if recipe.method == "online_st":
+        own = recipe.model_copy(update={"policy": start})
+        self_training.online(replace(ctx, recipe=own, phase=Phase(2, first, None)))
+        return
     second = rl_recipe(recipe).model_copy(update={"policy": start})
     ppo.train(replace(ctx, recipe=second, phase=Phase(2, first, None)))
 

@@ -31,13 +31,14 @@ def train(ctx: RunContext) -> None:
     policy = load_causal_lm(recipe.policy, ctx.device, recipe.seed)
     if recipe.policy.lora is not None:
         add_lora(policy, recipe.policy.lora, recipe.seed)
-    total = total_steps(recipe, data)
+    steps = total_steps(recipe, data)
+    total = ctx.first + steps
     limit = recipe.optim.max_grad_norm
-    optimizer = build_optimizer(recipe, [policy], policy.named_parameters(), recipe.optim.lr, total, limit)
+    optimizer = build_optimizer(recipe, [policy], policy.named_parameters(), recipe.optim.lr, steps, limit)
     evaluator = Evaluator(ctx, encoder)
 
     models, optimizers = {"policy": policy}, {"policy": optimizer}
-    state = checkpoint.restore(ctx, models, optimizers) or {"step": 0, "tokens": 0}
+    state = checkpoint.restore(ctx, models, optimizers) or {"step": ctx.first, "tokens": 0}
     start, seen = state["step"], state["tokens"]
     engine = HfEngine(policy)
     logbook = Logbook(ctx, total, start)
@@ -47,7 +48,7 @@ def train(ctx: RunContext) -> None:
 
     for step in range(start, total):
         began = time.perf_counter()
-        rows = data.order.batch(step)
+        rows = data.order.batch(step - ctx.first)
         trained = sum(len(data.trained[row]) for row in rows)
         tokens = sum(data.lengths[row] for row in rows)
         mine = split_over_ranks(rows, data.lengths, ctx.world)[ctx.rank]

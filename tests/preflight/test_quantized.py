@@ -140,6 +140,13 @@ def test_a_resumed_run_whose_base_has_changed(stories: Path, tmp_path: Path) -> 
     weights.write_bytes(raw)
     assert "trained on other base weights" in problems(parsed, tmp_path / "run")["W023"].detail
 
+    # The second phase of a run stands on the first one's model.
+    warm = tmp_path / "run/warmup"
+    shutil.copytree(stories, warm)
+    weights.write_bytes(weights.read_bytes()[:-1] + bytes([raw[-1] ^ 3]))
+    state.write_text(json.dumps({"step": 4, "base": base_facts(str(warm), "int8", 64)}))
+    assert "W023" not in problems(parsed, tmp_path / "run")
+
 
 def test_a_machine_without_bitsandbytes(
     stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
