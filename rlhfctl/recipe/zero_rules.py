@@ -57,4 +57,6 @@ def problems(recipe: "Recipe") -> list[str]:
             f"rollout.engine {rollout.engine} cannot gather parameters that deepspeed.zero_stage 3 keeps in parts: use "
             "rollout.engine hf, or zero_stage 2"
         )
+    if getattr(recipe, "method", "reft") == "online_st":
+        found.append("method online_st has no DeepSpeed engine: train without the deepspeed section")
     return found

@@ -180,6 +180,7 @@ def test_the_loss_is_the_weighted_sum_of_two_token_means() -> None:
         (["method=online_st", *DEFAULTS, "self_training.keep=3"], "self_training.keep is ignored here"),
         (["method=offline_st", *DEFAULTS, "self_training.gold_share=0.2"], "it belongs to method online_st"),
         (["self_training.keep=3"], "self_training is ignored here"),
+        (["method=online_st", *DEFAULTS, "deepspeed={zero_stage: 2}"], "online_st has no DeepSpeed engine"),
         (
             ["method=online_st", *DEFAULTS, "reward.sources=[{kind: model, path: rm}]"],
             "needs a reward source of kind verifier",
