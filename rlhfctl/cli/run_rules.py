@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def leads(recipe: "AnyRecipe") -> bool:
     """Whether this machine writes the run directory: of several nodes one does."""
-    if recipe.launch.nnodes == 1:
+    if recipe.launch.nnodes == 1 and recipe.launch.hostfile is None:
         return True
     from rlhfctl.launch import node_of
 

@@ -25,7 +25,7 @@ class Plan:
     env: what is set for the workers, and only that.
     """
 
-    launcher: Literal["inline", "torchrun"]
+    launcher: Literal["inline", "torchrun", "deepspeed"]
     device: Literal["cpu", "cuda"]
     processes: int
     nnodes: int
@@ -52,21 +52,28 @@ def processes_per_node(launch: Launch, gpu_count: int) -> int:
     return 1 if launch.launcher == "inline" else max(1, gpu_count)
 
 
-def make_plan(launch: Launch, machine: Machine, environ: Mapping[str, str], node: Node | None = None) -> Plan:
-    """`node` is needed for nnodes > 1 alone. That the launch keys agree is the recipe schema's business."""
+def make_plan(
+    launch: Launch,
+    machine: Machine,
+    environ: Mapping[str, str],
+    node: Node | None = None,
+    partitioned: bool = False,
+) -> Plan:
+    """`node` is needed for nnodes > 1 alone. That the launch keys agree is the recipe schema's business. partitioned:
+    deepspeed.zero_stage is above 0."""
     gpu_count = len(machine.usable_gpus)
     processes = processes_per_node(launch, gpu_count)
     several = processes * launch.nnodes > 1
-    launcher: Literal["inline", "torchrun"] = "inline"
-    if launch.launcher == "torchrun" or (launch.launcher == "auto" and (several or launch.max_restarts)):
-        launcher = "torchrun"
+    launcher = choose_launcher(launch, several, partitioned)
     device: Literal["cpu", "cuda"] = "cuda" if gpu_count else "cpu"
     threads = threads_per_process(launch, machine.cores, processes, environ)
 
     env = dict(DEFAULTS)
     if device == "cuda" and "PYTORCH_CUDA_ALLOC_CONF" not in environ:  # its older name
         env |= CUDA_DEFAULTS
-    if launcher == "torchrun":
+    if launcher == "deepspeed":
+        env["DS_ACCELERATOR"] = device
+    if launcher != "inline":
         # Each start gets a store of its own: torchrun's shared one still holds the addresses of the dead workers.
         env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         env["GLOO_SOCKET_IFNAME"] = (node.interface if node else "lo") or ""
@@ -85,6 +92,19 @@ def make_plan(launch: Launch, machine: Machine, environ: Mapping[str, str], node
         env=env,
         node=node if several else None,
     )
+
+
+def choose_launcher(
+    launch: Launch, several: bool, partitioned: bool
+) -> Literal["inline", "torchrun", "deepspeed"]:
+    """auto: DeepSpeed's launcher where it partitions, unless something is asked of torchrun: restarts, or nodes that
+    number themselves."""
+    if launch.launcher != "auto":
+        return launch.launcher
+    numbered = launch.nnodes == 1 or launch.node_rank is not None
+    if partitioned and numbered and not launch.max_restarts:
+        return "deepspeed"
+    return "torchrun" if several or launch.max_restarts else "inline"
 
 
 def threads_per_process(launch: Launch, cores: int, processes: int, environ: Mapping[str, str]) -> int:

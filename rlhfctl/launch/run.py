@@ -4,10 +4,12 @@ import io
 import os
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhfctl.errors import Interrupted
 from rlhfctl.failure import Failure, first_failure, report_lines
+from rlhfctl.launch.deepspeed import deepspeed_argv, killed_by
 from rlhfctl.launch.hang import Watchdog
 from rlhfctl.launch.inline import run_inline
 from rlhfctl.launch.plan import Plan, make_plan
@@ -22,6 +24,7 @@ from rlhfctl.launch.process import (
 from rlhfctl.launch.record import changes_since, read_launch, write_launch
 from rlhfctl.launch.torchrun import torchrun_argv
 from rlhfctl.preflight.devices import Machine, this_machine
+from rlhfctl.preflight.hostfile import expanded
 from rlhfctl.preflight.nodes import Node, this_node
 from rlhfctl.run_dir import RunDir
 from rlhfctl.stop import StopRequest
@@ -45,6 +48,7 @@ class Result:
 
 def node_of(launch: "Launch") -> Node | None:
     """This node's place in a run over several, None for one node. The leader alone writes the run directory."""
+    launch = expanded(launch)
     if launch.nnodes == 1 or launch.rdzv_endpoint is None:
         return None
     node = this_node(launch.rdzv_endpoint)
@@ -54,7 +58,9 @@ def node_of(launch: "Launch") -> Node | None:
 def start(recipe: "AnyRecipe", run: RunDir, resume: bool, verbose: bool, quiet: bool = False) -> Result:
     """Run the recipe in `run` to its end, in this process or under torchrun. quiet: no progress on stderr."""
     machine = this_machine()
-    plan = make_plan(recipe.launch, machine, os.environ, node_of(recipe.launch))
+    launch = expanded(recipe.launch)
+    partitioned = recipe.deepspeed is not None and recipe.deepspeed.zero_stage > 0
+    plan = make_plan(launch, machine, os.environ, node_of(launch), partitioned)
     verbose = verbose or os.environ.get("RLHFCTL_DEBUG", "") not in ("", "0")
     if not plan.leader:
         return follow_leader(recipe, plan, run, resume, quiet)
@@ -94,11 +100,11 @@ def start_torchrun(
     lock: int,
 ) -> Result:
     with noting_signals() as received:
-        argv = torchrun_argv(plan, f"rlhfctl-{recipe.name}", recipe.launch.node_rank)
+        argv = launcher_argv(recipe, plan)
         attempt = open_attempt(plan, machine, run, resume, argv)
         logs = run.attempt(attempt)
         agent = run_agent(
-            [*argv, f"--log-dir={logs / 'torchrun'}", *worker_program(run, attempt, resume)],
+            whole_command(argv, plan, logs, worker_program(run, attempt, resume)),
             worker_environment(plan),
             logs / "torchrun.log",
             logs / "console.log",
@@ -125,10 +131,10 @@ def follow_leader(recipe: "AnyRecipe", plan: Plan, run: RunDir, resume: bool, qu
     """On the other nodes: only run the agent; rank 0's node numbers the attempt and writes the status."""
     logs = run.logs / f"node-{os.uname().nodename}-{os.getpid()}"
     logs.mkdir(parents=True, exist_ok=True)
-    argv = torchrun_argv(plan, f"rlhfctl-{recipe.name}", recipe.launch.node_rank)
+    argv = launcher_argv(recipe, plan)
     with noting_signals() as received:
         agent = run_agent(
-            [*argv, f"--log-dir={logs / 'torchrun'}", *worker_program(run, 0, resume)],
+            whole_command(argv, plan, logs, worker_program(run, 0, resume)),
             worker_environment(plan),
             logs / "torchrun.log",
             logs / "console.log",
@@ -151,8 +157,22 @@ def follow_leader(recipe: "AnyRecipe", plan: Plan, run: RunDir, resume: bool, qu
     return Result("failed", 1, None, reason, (f"{reason}; log: {log}",))
 
 
+def launcher_argv(recipe: "AnyRecipe", plan: Plan) -> list[str]:
+    node_rank = expanded(recipe.launch).node_rank
+    if plan.launcher == "deepspeed":
+        return deepspeed_argv(plan, node_rank, os.environ)
+    return torchrun_argv(plan, f"rlhfctl-{recipe.name}", node_rank)
+
+
+def whole_command(argv: list[str], plan: Plan, logs: Path, program: list[str]) -> list[str]:
+    """program: `-m MODULE ARGUMENT...`."""
+    if plan.launcher == "deepspeed":
+        return [*argv, *program[1:]]
+    return [*argv, f"--log-dir={logs / 'torchrun'}", *program]
+
+
 def worker_program(run: RunDir, attempt: int, resume: bool) -> list[str]:
-    """What torchrun starts on every rank. attempt 0: rank 0 tells the number."""
+    """What the launcher starts on every rank. attempt 0: rank 0 tells the number."""
     arguments = [str(run.path.absolute()), f"--attempt={attempt}", *["--resume"] * resume]
     return ["-m", "rlhfctl.worker", *arguments]
 
@@ -209,6 +229,9 @@ def torchrun_result(
     elif killed is not None:
         # It leaves no file of its own, only peers that complain of having lost it.
         failure = unknown_failure(run, attempt, killed[0], plan.world, describe_exit(killed[1]), 1)
+    elif plan.launcher == "deepspeed" and (signalled := killed_by(log)) is not None:
+        quiet = [rank for rank in range(plan.world) if ended_in_silence(run, attempt, rank)]
+        failure = unknown_failure(run, attempt, (quiet or [0])[0], plan.world, describe_exit(signalled), 1)
     elif failure is None:
         words = failed_meeting(log) or describe_exit(agent.returncode)
         failure = unknown_failure(run, attempt, 0, plan.world, words, 1)
@@ -216,6 +239,13 @@ def torchrun_result(
         "failed", reason=failure.sentence or failure.exception, exit_code=failure.exit_code, attempt=attempt
     )
     return failed(recipe, run, failure, verbose)
+
+
+def ended_in_silence(run: RunDir, attempt: int, rank: int) -> bool:
+    """Whether a rank told nothing: the others end by the launcher's SIGTERM or by having lost it, and say so."""
+    log = run.attempt(attempt) / f"rank{rank}.log"
+    told = (run.attempt(attempt) / f"rank{rank}.error.json").exists()
+    return not told and not (log.exists() and "Interrupted" in log.read_text(errors="replace")[-2000:])
 
 
 def unknown_failure(

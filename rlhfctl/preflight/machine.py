@@ -10,6 +10,7 @@ from rlhfctl.errors import RlhfctlError
 from rlhfctl.preflight.deepspeed import deepspeed_findings
 from rlhfctl.preflight.engine import runs_vllm
 from rlhfctl.preflight.finding import Finding
+from rlhfctl.preflight.hostfile import expanded, read_hosts, unreachable
 from rlhfctl.preflight.inputs import Inputs, NotThere, locate
 from rlhfctl.preflight.nodes import port_is_free, split_endpoint, this_node
 from rlhfctl.preflight.quantized import saved_bytes
@@ -34,12 +35,12 @@ def check(inputs: Inputs) -> Iterator[Finding]:
 
 
 def world_size(inputs: Inputs) -> int:
-    return processes(inputs) * inputs.recipe.launch.nnodes
+    return processes(inputs) * expanded(inputs.recipe.launch).nnodes
 
 
 def processes(inputs: Inputs) -> int:
     """Processes on this node, as launch/plan.py counts them."""
-    launch = inputs.recipe.launch
+    launch = expanded(inputs.recipe.launch)
     if launch.nproc_per_node != "auto":
         return launch.nproc_per_node
     return 1 if launch.launcher == "inline" else max(1, len(inputs.machine.usable_gpus))
@@ -64,8 +65,8 @@ def package_findings(inputs: Inputs) -> list[Finding]:
         wanted["tensorboard"] = "tracking.tensorboard"
     if recipe.tracking.wandb is not None and wandb_mode(recipe.tracking.wandb) != "disabled":
         wanted["wandb"] = "tracking.wandb"
-    if recipe.deepspeed is not None:
-        wanted["deepspeed"] = "the section deepspeed"
+    if recipe.deepspeed is not None or recipe.launch.launcher == "deepspeed":
+        wanted["deepspeed"] = "the section deepspeed" if recipe.deepspeed else "launch.launcher deepspeed"
     missing = {name: why for name, why in wanted.items() if importlib.util.find_spec(name) is None}
     if not missing:
         return []
@@ -170,9 +171,28 @@ def device_findings(inputs: Inputs) -> list[Finding]:
 
 def network_findings(inputs: Inputs) -> list[Finding]:
     """X006: several nodes, and the endpoint cannot be reached or its port is taken on the node that hosts it."""
-    launch = inputs.recipe.launch
+    launch = expanded(inputs.recipe.launch)
     if launch.nnodes == 1 or launch.rdzv_endpoint is None:
         return []
+    if inputs.recipe.launch.hostfile is not None:
+        port = split_endpoint(launch.rdzv_endpoint)[1]
+        hosts = {
+            host.name: unreachable(host.name, port) for host in read_hosts(inputs.recipe.launch.hostfile)
+        }
+        lost = [
+            Finding(
+                "X032",
+                "error",
+                f"launch.hostfile: {host} cannot be reached: {reason}",
+                fix="start that machine, correct the name, or take its line out",
+                side="machine",
+                exit_code=4,
+            )
+            for host, reason in hosts.items()
+            if reason is not None
+        ]
+        if lost:
+            return lost
     try:
         node = this_node(launch.rdzv_endpoint)
     except RlhfctlError as error:

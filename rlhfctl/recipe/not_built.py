@@ -5,13 +5,9 @@ A line leaves this file when its feature arrives in sections.py or tasks.py. `*`
 
 from rlhfctl.recipe.yaml12 import Path
 
-KEYS = (
-    "launch.hostfile",
-    "policy.attention",
-)
+KEYS = ("policy.attention",)
 
 VALUES = {
-    "launch.launcher": ("deepspeed",),
     "reward.shaping.redistribution": ("attention",),
 }
 

@@ -22,6 +22,7 @@ PATHS = (
     "reference",
     "value_model.init",
     "implicit_prm.path",
+    "launch.hostfile",
     "rollout.server.sync_dir",
     "reward.sources.*.path",
     "data.train.*.path",

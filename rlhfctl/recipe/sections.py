@@ -417,25 +417,10 @@ class Template(Section):
     allow: list[str] = Field(default_factory=list, description="finding ids that may pass, e.g. [T012]")
 
 
-class DeepSpeed(Section):
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        0,
-        description="what is kept in parts: 1 optimizer state, 2 gradients too, 3 parameters too; 0: nothing",
-    )
-    offload: Literal["none", "optimizer", "all"] = Field(
-        "none", description="kept and stepped in CPU memory: the optimizer; all: parameters too (ZeRO-3)"
-    )
-    bucket_elements: Positive = Field(
-        50_000_000, description="elements that one collective reduces or gathers at most"
-    )
-    persist_below: NonNegative = Field(
-        100_000, description="ZeRO-3: parameters of at most so many elements stay whole on every rank"
-    )
-
-
 class Launch(Section):
-    launcher: Literal["auto", "inline", "torchrun"] = Field(
-        "auto", description="inline: this process; torchrun: one process per device"
+    launcher: Literal["auto", "inline", "torchrun", "deepspeed"] = Field(
+        "auto",
+        description="inline: this process; torchrun, deepspeed: one process per device, started by that launcher",
     )
     nproc_per_node: Literal["auto"] | Positive = Field("auto", description="auto: one per GPU, one on a CPU")
     nnodes: Positive = Field(
@@ -445,6 +430,9 @@ class Launch(Section):
         None, description="static rendezvous only; c10d assigns ranks itself"
     )
     rdzv_endpoint: str | None = Field(None, description="host:port of node 0, needed for nnodes > 1")
+    hostfile: str | None = Field(
+        None, description="file with a line `HOST slots=N` per machine, instead of nnodes and nproc_per_node"
+    )
     max_restarts: NonNegative = Field(
         0, description="restarts from the newest checkpoint after a worker died"
     )
@@ -466,11 +454,28 @@ class Launch(Section):
                 raise ValueError(
                     "launch.max_restarts needs launch.launcher torchrun: inline has nobody to restart it"
                 )
+            if self.hostfile is not None:
+                raise ValueError("launch.hostfile is for several processes, launch.launcher inline is one")
+        if self.hostfile is not None and (self.nnodes > 1 or self.nproc_per_node != "auto"):
+            raise ValueError(
+                "launch.hostfile counts machines and processes: remove launch.nnodes and launch.nproc_per_node"
+            )
+        if self.hostfile is not None and self.node_rank is not None:
+            raise ValueError("launch.hostfile says which place this machine has: remove launch.node_rank")
+        if self.launcher == "deepspeed" and self.max_restarts:
+            raise ValueError(
+                "launch.max_restarts needs launch.launcher torchrun: deepspeed's launcher restarts nothing"
+            )
+        if self.launcher == "deepspeed" and self.nnodes > 1 and self.node_rank is None:
+            raise ValueError(
+                "launch.launcher deepspeed does not number nodes: give launch.hostfile, or launch.node_rank on each"
+            )
         if self.nnodes > 1 and self.rdzv_endpoint is None:
             raise ValueError(
                 "launch.nnodes > 1 needs launch.rdzv_endpoint: host:port of node 0, equal on all nodes"
             )
-        if self.nnodes == 1 and (self.rdzv_endpoint is not None or self.node_rank is not None):
+        alone = self.nnodes == 1 and self.hostfile is None
+        if alone and (self.rdzv_endpoint is not None or self.node_rank is not None):
             raise ValueError("launch.rdzv_endpoint and launch.node_rank are for launch.nnodes > 1")
         if self.node_rank is not None and self.node_rank >= self.nnodes:
             raise ValueError(

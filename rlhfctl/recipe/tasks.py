@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rlhfctl.recipe import token_rewards, zero_rules
 from rlhfctl.recipe.algorithm import Algorithm
+from rlhfctl.recipe.deepspeed_section import DeepSpeed
 from rlhfctl.recipe.guard import Guard
 from rlhfctl.recipe.ignored import (
     GROUP_ESTIMATORS,
@@ -18,7 +19,6 @@ from rlhfctl.recipe.oreo_sections import Collect, OfflineReasoning, ValueFit
 from rlhfctl.recipe.reft_sections import ReftAlgorithm, SelfTraining, Warmup
 from rlhfctl.recipe.sections import (
     Data,
-    DeepSpeed,
     ImplicitPrm,
     Launch,
     NonNegative,

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from rlhfctl.recipe.sections import DeepSpeed
+from rlhfctl.recipe.deepspeed_section import DeepSpeed
 
 if TYPE_CHECKING:
     from rlhfctl.recipe.tasks import Recipe

@@ -24,7 +24,8 @@ from deepspeed import utils as fragments
 from torch import Tensor, nn
 
 from rlhfctl.heartbeat import heartbeat
-from rlhfctl.recipe.sections import DeepSpeed, Optim
+from rlhfctl.recipe.deepspeed_section import DeepSpeed
+from rlhfctl.recipe.sections import Optim
 from rlhfctl.trainers.optimizer import parameter_groups, scheduled_lr
 
 Found = TypeVar("Found")

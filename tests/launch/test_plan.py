@@ -1,10 +1,13 @@
 """From launch keys and machine facts to the plan, and the plan's torchrun command line."""
 
+import base64
+import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from rlhfctl.launch.deepspeed import deepspeed_argv
 from rlhfctl.launch.plan import make_plan
 from rlhfctl.launch.torchrun import torchrun_argv
 from rlhfctl.preflight.devices import Gpu, Machine
@@ -33,6 +36,7 @@ def launch(**keys: Any) -> Launch:
         ({"launcher": "torchrun"}, CPU_BOX, ("torchrun", "cpu", 1, 8)),
         ({"max_restarts": 3}, CPU_BOX, ("torchrun", "cpu", 1, 8)),
         ({"threads": 3}, CPU_BOX, ("inline", "cpu", 1, 3)),
+        ({"launcher": "deepspeed"}, CPU_BOX, ("deepspeed", "cpu", 1, 8)),
     ],
 )
 def test_auto_choices(keys: dict[str, Any], machine: Machine, expected: tuple[Any, ...]) -> None:
@@ -60,6 +64,12 @@ def test_the_users_environment_wins_over_defaults_and_the_recipe_over_both() -> 
         ({"launcher": "inline", "nproc_per_node": 2}, "inline is one process"),
         ({"launcher": "inline", "nnodes": 2, "rdzv_endpoint": "a:1"}, "inline is one process"),
         ({"launcher": "inline", "max_restarts": 1}, "max_restarts needs"),
+        ({"launcher": "inline", "hostfile": "h"}, "inline is one"),
+        ({"launcher": "deepspeed", "max_restarts": 1}, "restarts nothing"),
+        ({"launcher": "deepspeed", "nnodes": 2, "rdzv_endpoint": "a:1"}, "does not number nodes"),
+        ({"hostfile": "h", "nnodes": 2, "rdzv_endpoint": "a:1"}, "counts machines and processes"),
+        ({"hostfile": "h", "nproc_per_node": 2}, "counts machines and processes"),
+        ({"hostfile": "h", "node_rank": 0}, "which place this machine has"),
         ({"nnodes": 2}, "needs launch.rdzv_endpoint"),
         ({"rdzv_endpoint": "a:1"}, "are for launch.nnodes > 1"),
         ({"node_rank": 0}, "are for launch.nnodes > 1"),
@@ -103,3 +113,22 @@ def test_several_nodes_meet_at_the_endpoint() -> None:
     static = torchrun_argv(plan, "run", 1)
     assert {"--node-rank=1", "--master-addr=10.0.0.1", "--master-port=29400"} <= set(static)
     assert not any(argument.startswith("--rdzv-endpoint") for argument in static)
+
+
+def test_deepspeeds_launcher_is_taken_where_deepspeed_partitions() -> None:
+    assert make_plan(launch(), CPU_BOX, {}, partitioned=True).launcher == "deepspeed"
+    assert make_plan(launch(nproc_per_node=2), CPU_BOX, {}, partitioned=True).launcher == "deepspeed"
+    assert make_plan(launch(max_restarts=1), CPU_BOX, {}, partitioned=True).launcher == "torchrun"
+    assert make_plan(launch(launcher="inline"), CPU_BOX, {}, partitioned=True).launcher == "inline"
+    nodes = launch(nnodes=2, rdzv_endpoint="a:1")
+    assert make_plan(nodes, CPU_BOX, {}, NODE, partitioned=True).launcher == "torchrun"
+
+
+def test_deepspeeds_launcher_is_told_of_every_node() -> None:
+    keys = {"launcher": "deepspeed", "nnodes": 2, "nproc_per_node": 2, "rdzv_endpoint": "10.0.0.1:29400"}
+    plan = make_plan(launch(**keys, node_rank=1), GPU_BOX, {}, NODE)
+    argv = deepspeed_argv(plan, 1, {"CUDA_VISIBLE_DEVICES": "2,3"})
+    assert {"--node_rank=1", "--master_addr=10.0.0.1", "--master_port=29400", "--module"} <= set(argv)
+    info = next(word for word in argv if word.startswith("--world_info=")).partition("=")[2]
+    assert json.loads(base64.urlsafe_b64decode(info)) == {"node0": [2, 3], "node1": [2, 3]}
+    assert plan.env["DS_ACCELERATOR"] == "cuda"

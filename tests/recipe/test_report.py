@@ -30,7 +30,7 @@ reward:
     - {path: z}
     - {kind: python, path: x, right: 1}
 rollout: {engine: sglang, n: 0}
-launch: {nproc_per_node: 0, hostfile: x}
+launch: {nproc_per_node: 0, hostfil: x}
 algorithm: {advantage: greep, clip_epsilon: .inf}
 data: 3
 """
@@ -91,10 +91,10 @@ bad.yaml:21:30: rollout.n must be at least 1, not 0
   21 | rollout: {engine: sglang, n: 0}
      |                              ^
 bad.yaml:22:26: launch.nproc_per_node must be auto or at least 1, not 0
-  22 | launch: {nproc_per_node: 0, hostfile: x}
+  22 | launch: {nproc_per_node: 0, hostfil: x}
      |                          ^
-bad.yaml:22:29: launch.hostfile is not built yet: remove it
-  22 | launch: {nproc_per_node: 0, hostfile: x}
+bad.yaml:22:29: unknown key launch.hostfil; did you mean launch.hostfile?
+  22 | launch: {nproc_per_node: 0, hostfil: x}
      |                             ^
 bad.yaml:23:24: algorithm.advantage must be one of gae, grpo, dr_grpo, rloo, reinforce, reinforce_baseline, prime, \
 not "greep"; did you mean grpo?
