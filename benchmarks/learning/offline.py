@@ -5,7 +5,7 @@
 For each task seed, by the commands that a user would type: sft, 8 samples a prompt with their verdicts, oreo on all of
 them, sft again on the right ones alone (rejection sampling), value-guided beams over the SFT policy, and a value fitted
 afresh on the OREO policy's own samples with beams over that policy. What is done already is not done again. Writes
-OUT/oreo.json and prints a table; oreo.md beside this file says what was run with it.
+OUT/oreo.json, which benchmarks.learning.offline_table prints; oreo.md beside this file says what was run with it.
 """
 
 import argparse
@@ -97,7 +97,9 @@ def train_seed(home: Path, seed: int, threads: int) -> dict[str, Any]:
         lines = [json.dumps({"prompt": row["prompt"], "response": row["response"]}) for row in kept]
         right.write_text("\n".join(lines) + "\n")
         lucky = sum(not row["path_correct"] for row in kept)
-        return {"cpu_seconds": seconds, "right_with_wrong_steps": lucky, **json.loads(stdout)["trajectories"]}
+        counts = json.loads(stdout)["trajectories"]
+        del counts["path"]
+        return {"cpu_seconds": seconds, "right_with_wrong_steps": lucky, **counts}
 
     return {
         "sft": last(home / "sft"),

@@ -293,6 +293,8 @@ def offline_problem(recipe: OreoRecipe) -> str | None:
         return "rollout in an oreo recipe is for answers that reward judges: add reward, or remove rollout"
     if fit is not None and collect is None and not fit.prompts:
         return "value_fit needs value_fit.prompts: data.train holds trajectories, no prompts to sample"
+    if recipe.deepspeed is not None and sampling:
+        return f"{' and '.join(sampling)} of an oreo recipe samples and trains by the plain engine: remove deepspeed"
     lora = recipe.policy.lora
     if fit is not None and lora is not None and not lora.merge_final:
         return "value_fit trains all of the final policy's weights: policy.lora.merge_final must be true"

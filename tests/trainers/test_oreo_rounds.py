@@ -157,6 +157,7 @@ def test_the_initial_policy_as_reference_and_balanced_samples(
     [
         (["reward=null", "data.eval=[]"], "collect and value_fit of an oreo recipe needs reward"),
         (["collect=null"], "value_fit needs value_fit.prompts"),
+        (["deepspeed={zero_stage: 1}"], "collect and value_fit of an oreo recipe samples"),
         (["reference=x"], "set collect.reference to initial"),
         (["collect.reference=initial", "policy.from_config=a", "policy.tokenizer=a", "policy.path=null"],
          "collect.reference initial needs policy.path"),
