@@ -1,5 +1,6 @@
 """report: one HTML file of one or several runs."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,12 @@ def report(
         Path | None,
         typer.Option("-o", "--out", metavar="FILE", help="Where it goes.  [default: RUN_DIR/report.html]"),
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve the page on loopback, fresh as the run goes on.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="N", help="With --watch.  [default: 0, a free one]")
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -34,9 +41,16 @@ def report(
     Examples:
       rlhfctl report runs/a
       rlhfctl report runs/a runs/b -o compare.html
+      rlhfctl report --watch runs/a
     """
     if not runs:
         raise UsageError("report on which run? `rlhfctl report RUN_DIR...`")
+    if watch:
+        if out is not None:
+            raise UsageError("--watch serves the page and writes none: remove -o, or --watch")
+        return serve(ctx.obj, runs, port or 0)
+    if port is not None:
+        raise UsageError("--port is for --watch")
     from rlhfctl.report.page import page
     from rlhfctl.report.read import read_run
     from rlhfctl.run_dir import write_text
@@ -58,3 +72,20 @@ def report(
         for run in read
     ]
     return console.finish(DONE, str(target), fields={"report": str(target), "runs": told})
+
+
+def serve(console: Console, runs: list[Path], port: int) -> int:
+    """Until Ctrl-C or SIGTERM, which is how it is meant to end: exit code 0, as of serve-rm."""
+    from rlhfctl.report.read import read_run
+    from rlhfctl.report.watch import watch
+
+    for path in runs:
+        read_run(path)
+
+    def ready(address: str) -> None:
+        console.note("the report, fresh as the run goes on; Ctrl-C ends it")
+        console.finish(DONE, address, fields={"url": address, "runs": [str(path) for path in runs]})
+
+    with contextlib.suppress(KeyboardInterrupt):
+        watch(runs, port, ready)
+    return DONE

@@ -53,6 +53,8 @@ class Inputs:
         self.recipe = recipe
         self.run_dir = run_dir
         self.quick = quick
+        # One row of the data through the templates of both sides, for each reward model: the report shows it.
+        self.renders: list[dict[str, str | None]] = []
         self._values: dict[str, Any] = {}
         self._failed: dict[str, str] = {}
 

@@ -3,7 +3,7 @@
 import os
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +50,10 @@ STATUS = {0: "ok", 1: "failed", 2: "invalid", 3: "mismatch", 4: "unable", 5: "re
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """findings: errors first."""
+    """findings: errors first. renders: one row through the templates of the policy and of each reward model."""
 
     findings: list[Finding]
+    renders: list[dict[str, str | None]] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -73,6 +74,7 @@ class Report:
             "exit_code": self.exit_code,
             "findings": [finding.as_dict() for finding in self.findings],
             "summary": summary,
+            "renders": self.renders,
         }
 
     def rows(self) -> list[tuple[str, str, str, str]]:
@@ -99,7 +101,7 @@ def run_preflight(loaded: "Loaded", *, run_dir: Path | None = None, quick: bool 
         if finding.id in recipe.template.allow:
             finding.handled = True
     findings.sort(key=lambda finding: (finding.handled, SEVERITIES.index(finding.severity), finding.id))
-    return Report(findings)
+    return Report(findings, inputs.renders)
 
 
 def run_check(name: str, check: Callable[[Inputs], Iterable[Finding]], inputs: Inputs) -> list[Finding]:

@@ -66,7 +66,11 @@ def check_gate(inputs: Inputs) -> Iterator[Finding]:
     seen = set()
     models = [model for model in inputs.reward_models if readable(inputs, model.path)]
     remote = [] if inputs.quick else remote_sides(recipe.reward)
-    for report in gate(recipe, conversations, models=models, remote=remote):
+    names: list[str | None] = [*(model.path for model in models), *(side.name for side in remote)]
+    row = conversations[0][1] if conversations else None
+    reports = gate(recipe, conversations, models=models, remote=remote, messages=row)
+    for report, name in zip(reports, names or [None], strict=True):
+        inputs.renders.append({"name": name, **report.renders})
         for found in report.findings:
             key = (found.id, found.side, found.detail)
             if found.severity == "info" or key in seen:

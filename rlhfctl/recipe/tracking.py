@@ -22,6 +22,7 @@ class Wandb(Section):
 
 class Tracking(Section):
     tensorboard: bool = Field(False, description="write event files for TensorBoard to RUN_DIR/tensorboard")
+    sparkline: bool = Field(False, description="the reward's course in the live line of a terminal")
     wandb: Wandb | None = Field(None, description="write to Weights & Biases")
 
 

@@ -10,13 +10,16 @@ MOST_POINTS = 600  # of one line: more cannot be seen
 COLOURS = 6  # classes line0 .. line5 of the style sheet
 
 Line = tuple[str, Sequence[tuple[float, float]]]
+Band = Sequence[tuple[float, float, float]]
 
 
-def chart(title: str, lines: Sequence[Line]) -> str:
+def chart(title: str, lines: Sequence[Line], bands: Sequence[Band] = (), legend: bool = False) -> str:
     """One figure; lines: (label, points), at least one with a point; a line without any keeps its colour.
 
-    Points are shown where a line has few."""
+    bands: of each line the (x, low, high) around it. Points are shown where a line has few. legend: name the lines
+    below; without it they are the runs of the page's head."""
     points = [point for _, line in lines for point in line]
+    points += [(x, y) for band in bands for x, *edges in band for y in edges]
     xs, ys = ticks(*span(x for x, _ in points)), ticks(*span(y for _, y in points))
     low_x, high_x = min(xs[0], min(x for x, _ in points)), max(xs[-1], max(x for x, _ in points))
     low_y, high_y = min(ys[0], min(y for _, y in points)), max(ys[-1], max(y for _, y in points))
@@ -35,6 +38,12 @@ def chart(title: str, lines: Sequence[Line]) -> str:
     for x in xs:
         across = place(x, low_y)[0]
         parts.append(f'<text x="{across:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{number(x)}</text>')
+    for index, band in enumerate(bands):
+        if band:
+            kept = band[:: math.ceil(len(band) / MOST_POINTS)]
+            edge = [place(x, low) for x, low, _ in kept] + [place(x, high) for x, _, high in reversed(kept)]
+            where = " ".join(f"{across:.1f},{height:.1f}" for across, height in edge)
+            parts.append(f'<polygon class="band{index % COLOURS}" points="{where}"/>')
     for index, (label, line) in enumerate(lines):
         if not line:
             continue
@@ -51,7 +60,13 @@ def chart(title: str, lines: Sequence[Line]) -> str:
                     f"<title>{escape(label)} step {number(x)}: {number(y)}</title></circle>"
                 )
     parts.append("</svg>")
-    return f"<figure><figcaption>{escape(title)}</figcaption>{''.join(parts)}</figure>"
+    names = [
+        f"<span class='key key{index % COLOURS}'></span>{escape(label)} "
+        for index, (label, line) in enumerate(lines)
+        if line and legend
+    ]
+    below = f"<p class='quiet'>{''.join(names)}</p>" if names else ""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{''.join(parts)}{below}</figure>"
 
 
 def span(values: Iterable[float]) -> tuple[float, float]:

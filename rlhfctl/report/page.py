@@ -4,7 +4,7 @@ import json
 from html import escape
 from typing import Any
 
-from rlhfctl.report import samples
+from rlhfctl.report import evaluations, samples
 from rlhfctl.report.chart import COLOURS, chart
 from rlhfctl.report.read import Run, differences
 from rlhfctl.report.style import LINES, STYLE
@@ -75,8 +75,15 @@ def recipe_differences(runs: list[Run]) -> str:
 
 def curves(runs: list[Run]) -> str:
     names = dict.fromkeys(name for run in runs for name in run.numbers())
-    drawn = {name: chart(name, [(str(run.path), run.series(name)) for run in runs]) for name in names}
-    first = "".join(drawn[name] for name in FIRST if name in drawn)
+    drawn = {
+        name: chart(
+            name, [(str(run.path), run.series(name)) for run in runs], [band(run, name) for run in runs]
+        )
+        for name in names
+    }
+    first = "".join(drawn[name] for name in FIRST if name in drawn) + (
+        together(runs[0]) if len(runs) == 1 else ""
+    )
     rest = "".join(figure for name, figure in drawn.items() if name not in FIRST)
     shown = section("Curves", f"<div class='charts'>{first}</div>" if first else "")
     if not rest:
@@ -85,6 +92,47 @@ def curves(runs: list[Run]) -> str:
     return (
         f"{shown}<details><summary>{count} more metrics</summary><div class='charts'>{rest}</div></details>"
     )
+
+
+def band(run: Run, name: str) -> list[tuple[float, float, float]]:
+    """Mean minus and plus one standard deviation over the samples of a step, where that is logged too."""
+    deviations = dict(run.series("reward/std" if name == "reward/mean" else f"{name}/std"))
+    return [
+        (step, value - deviations[step], value + deviations[step])
+        for step, value in run.series(name)
+        if step in deviations
+    ]
+
+
+def together(run: Run) -> str:
+    """Several metrics of one run in one chart: the reward of each source, and where the time of a step goes."""
+    names = run.numbers()
+    groups = {
+        "reward by source": [name for name in names if f"{name}/std" in names],
+        "seconds by phase": [
+            name
+            for name in names
+            if name.startswith("seconds/") and name not in ("seconds/cpu", "seconds/step")
+        ],
+    }
+    return "".join(
+        chart(title, [(name.split("/", 1)[1], run.series(name)) for name in members], legend=True)
+        for title, members in groups.items()
+        if len(members) > 1
+    )
+
+
+def renders(run: Run) -> str:
+    """One row of the data as the policy's template writes it, and as each reward model's does."""
+    shown = [each for each in run.preflight.get("renders", []) if isinstance(each, dict)]
+    policy = next((each["policy"] for each in shown if each.get("policy")), None)
+    sides = [("policy", policy)] if policy else []
+    sides += [(str(each.get("name") or "reward model"), each["rm"]) for each in shown if each.get("rm")]
+    parts = [
+        f"<div><p class='quiet'>{escape(name)}</p><pre>{escape(str(text))}</pre></div>"
+        for name, text in sides
+    ]
+    return f"<div class='sides'>{''.join(parts)}</div>" if parts else ""
 
 
 def of_one(run: Run, several: bool) -> str:
@@ -106,6 +154,8 @@ def of_one(run: Run, several: bool) -> str:
             section(
                 f"Preflight{where}", table(["severity", "id", "finding", "fix"], findings) if findings else ""
             ),
+            section(f"One row through the templates{where}", renders(run)),
+            section(f"Evaluations{where}", evaluations.render(run)),
             section(
                 f"Samples{where}", samples.render(run) if run.recipe.get("task") not in ("sft", "rm") else ""
             ),

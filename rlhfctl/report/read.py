@@ -11,7 +11,17 @@ from rlhfctl.recipe.changes import flat
 from rlhfctl.recipe.yaml12 import parse
 from rlhfctl.run_dir import RunDir
 
+MOST_TREES = 3
 MOST_SAMPLES = 400  # newest records of samples.jsonl that are looked at
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """One `rlhfctl eval` whose --out lies in the run directory. trees: of --save-trees beside it, the first few."""
+
+    name: str
+    summary: dict[str, Any]
+    trees: list[dict[str, Any]]
 
 
 @dataclass(slots=True)
@@ -26,6 +36,7 @@ class Run:
     preflight: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
     quarantine: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     damaged: list[str] = field(default_factory=list)
 
@@ -60,6 +71,10 @@ def read_run(path: Path) -> Run:
     run.preflight = one_object(run, directory.preflight)
     run.metrics = objects(run, directory.metrics)
     run.samples = objects(run, directory.samples)[-MOST_SAMPLES:]
+    for found in sorted({*path.glob("eval.json"), *path.glob("*/eval.json"), *path.glob("*/*/eval.json")}):
+        trees = objects(run, found.with_name("trees.jsonl"))[:MOST_TREES]
+        name = found.parent.relative_to(path).as_posix()
+        run.evaluations.append(Evaluation("eval" if name == "." else name, one_object(run, found), trees))
     for row in objects(run, directory.quarantine):
         cause = str(row.get("error") or "").splitlines() or [""]
         run.quarantine[(str(row.get("source")), str(row.get("status")), cause[0][:200])] += 1

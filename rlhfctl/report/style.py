@@ -22,6 +22,12 @@ svg{width:100%;height:auto;display:block}
 svg text{font:10px system-ui,sans-serif;fill:var(--quiet)}
 .grid{stroke:var(--edge)}
 polyline{fill:none;stroke-width:1.6}
+polygon{opacity:.16}
+figure p{margin:4px 0 0;font-size:12px}
+.sides{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:12px}
+.tree{font-size:13px;margin:0;padding-left:18px}
+.tree pre{display:inline-block;margin:2px 0;padding:2px 6px}
+.tree .out{opacity:.55}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:13px}
 td,th{border-bottom:1px solid var(--edge);padding:4px 10px 4px 0;text-align:left;vertical-align:top}
@@ -39,6 +45,6 @@ code{overflow-wrap:anywhere}
 """
 # A rule for each line colour, and for its key in the overview.
 LINES = "".join(
-    f".line{i}{{stroke:var(--c{i})}}.dot{i},.key{i}{{fill:var(--c{i});background:var(--c{i})}}"
+    f".line{i}{{stroke:var(--c{i})}}.dot{i},.key{i},.band{i}{{fill:var(--c{i});background:var(--c{i})}}"
     for i in range(COLOURS)
 )

@@ -1,8 +1,11 @@
 """What a person sees while a run goes on: one live line on a terminal, plain lines otherwise."""
 
+import math
 import shutil
 import sys
 import time
+from collections import deque
+from collections.abc import Sequence
 
 SHOWN = {
     "loss/sft": "loss",
@@ -14,6 +17,9 @@ SHOWN = {
     "eval/accuracy": "eval",
     "eval/loss": "eval loss",
 }
+FOLLOWED = ("reward/mean", "rm/accuracy", "loss/sft", "loss/policy")  # the first that a task has
+BLOCKS = "▁▂▃▄▅▆▇█"
+COURSE = 24  # newest records in the sparkline
 
 
 def duration(seconds: float) -> str:
@@ -28,16 +34,27 @@ def number(value: float) -> str:
     return f"{value:.3f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.1e}"
 
 
-class Progress:
-    """interactive: rewrite one line; otherwise one line per logged step."""
+def sparkline(values: Sequence[float]) -> str:
+    """The course of some numbers in one row of blocks, lowest to highest."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    steps = len(BLOCKS) - 1
+    return "".join(BLOCKS[int((value - low) / (high - low or 1.0) * steps + 0.5)] for value in values)
 
-    def __init__(self, total: int, start: int, say: "object", interactive: bool | None = None) -> None:
+
+class Progress:
+    """interactive: rewrite one line; otherwise one line per logged step. course: with a sparkline of the reward (of the
+    loss where there is no reward) in the live line."""
+
+    def __init__(
+        self, total: int, start: int, say: "object", interactive: bool | None = None, course: bool = False
+    ) -> None:
         self.total = total
         self.first = start
         self.say = say
         self.interactive = sys.stderr.isatty() if interactive is None else interactive
         self.began = time.monotonic()
         self.open = False
+        self.course: deque[float] | None = deque(maxlen=COURSE) if course else None
 
     def line(self, step: int, metrics: dict[str, float]) -> str:
         parts = [f"step {step}/{self.total}"]
@@ -53,6 +70,7 @@ class Progress:
     def update(self, step: int, metrics: dict[str, float]) -> None:
         text = self.line(step, metrics)
         if self.interactive:
+            text = self.with_course(text, metrics)
             # A line that wraps cannot be rewritten.
             shown = text[: max(20, shutil.get_terminal_size().columns - 1)]
             sys.stderr.write(f"\r{shown}\x1b[K")
@@ -60,6 +78,16 @@ class Progress:
             self.open = True
         else:
             self.say(text)  # type: ignore[operator]
+
+    def with_course(self, text: str, metrics: dict[str, float]) -> str:
+        """The line with the sparkline behind the step, where a narrow terminal still shows it."""
+        if self.course is None:
+            return text
+        value = next((metrics[name] for name in FOLLOWED if name in metrics), None)
+        if value is not None and math.isfinite(value):
+            self.course.append(value)
+        first, gap, rest = text.partition("  ")
+        return f"{first}  {sparkline(self.course)}{gap}{rest}" if self.course else text
 
     def close(self) -> None:
         if self.open:

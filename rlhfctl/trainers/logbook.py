@@ -18,7 +18,9 @@ class Logbook:
     def __init__(self, ctx: RunContext, total: int, start: int) -> None:
         self.ctx = ctx
         self.total = total
-        self.progress = Progress(total, start, ctx.say) if ctx.rank == 0 else None
+        self.progress: Progress | None = None
+        if ctx.rank == 0:
+            self.progress = Progress(total, start, ctx.say, course=ctx.recipe.tracking.sparkline)
         self.marks: dict[str, float] = {}
         self.cpu = time.process_time()
         self.wall = time.perf_counter()

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from rlhfctl.tracking.metrics import append_jsonl, rounded
-from rlhfctl.tracking.progress import Progress, duration
+from rlhfctl.tracking.progress import Progress, duration, sparkline
 
 
 @pytest.fixture
@@ -49,3 +49,16 @@ def test_records_are_json_whatever_the_numbers(tmp_path):
     record = json.loads((tmp_path / "m.jsonl").read_text())
     assert record == {"step": 1, "a": None, "b": [0.333333333, None], "c": "ü"}
     assert rounded({"x": (1e-20, True)}) == {"x": [1e-20, True]}
+
+
+def test_the_sparkline_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sparkline([0.0, 0.5, 1.0, 0.25]) == "▁▅█▃"
+    assert sparkline([2.0, 2.0]) == "▁▁"
+    for course, shown in ((True, "step 3/9  ▁▅█  reward 1.000"), (False, "step 3/9  reward 1.000")):
+        progress = Progress(9, 0, print, interactive=True, course=course)
+        for step, reward in enumerate((0.0, 0.5, 1.0), 1):
+            progress.update(step, {"reward/mean": reward})
+        assert capsys.readouterr().err.split("\r")[-1].startswith(shown)
+    lines: list[str] = []
+    Progress(9, 0, lines.append, interactive=False, course=True).update(1, {"reward/mean": 1.0})
+    assert lines[0].startswith("step 1/9  reward")
