@@ -15,11 +15,11 @@ Candidate = tuple[str, str]
 
 VALUES = {
     "--search": ("greedy", "sample", "best-of-n", "beam"),
-    "--verifier": ("chain_answer", "math_answer"),
-    "--engine": ("hf",),
+    "--engine": ("hf", "vllm"),
     "--match": ("exact", "normalised", "fuzzy"),
 }
 TRAINING = ("sft", "rm", "ppo", "reft", "oreo")
+PATHS_OF = ("FILE", "DIR", "F", "JSON")  # metavars of options that take a path
 SPECIAL = re.compile(r"""([\s'"\\$&;|<>()*?\[\]{}!#`~])""")
 
 
@@ -75,14 +75,11 @@ def candidates(cli: Any, words: list[str], prefix: str) -> Iterator[Candidate]:
         for each, subcommand in cli.commands.items():
             yield each, subcommand.get_short_help_str(80)
         return
-    taking = {flag for flag, takes in flags(command) if takes}
-    if words[-1] in taking and words[-1] in VALUES:
-        yield from ((value, "") for value in VALUES[words[-1]])
-        return
+    taking = dict(flags(command))
     if words[-1] in taking:
-        yield from files(prefix, directories_only=words[-1] == "--run-dir")
+        yield from values(words[-1], taking[words[-1]], words, prefix)
         return
-    given = positionals(words[words.index(name) + 1 :], taking)
+    given = positionals(words[words.index(name) + 1 :], set(taking))
     if name in TRAINING:
         if not given:
             yield from recipes(prefix)
@@ -92,17 +89,37 @@ def candidates(cli: Any, words: list[str], prefix: str) -> Iterator[Candidate]:
         yield from recipe_actions(given)
     elif name == "doctor":
         yield from () if given else recipes(prefix)
+    elif name == "report":
+        yield from runs(prefix)
+    elif name == "eval":
+        yield from runs(prefix) if not given else ()
     else:
         yield from shipped(prefix) if name == "inspect-template" and not given else ()
         yield from files(prefix)
 
 
-def flags(command: Any) -> Iterator[tuple[str, bool]]:
-    """Each option's names, and whether it takes a value."""
+def flags(command: Any) -> Iterator[tuple[str, str]]:
+    """The names of each option that takes a value, with what the help calls it: FILE, DIR, N, ..."""
     for param in command.params:
-        if param.param_type_name == "option":
+        if param.param_type_name == "option" and not param.is_flag:
             for flag in param.opts:
-                yield flag, not param.is_flag
+                yield flag, param.metavar or ""
+
+
+def values(flag: str, kind: str, words: list[str], prefix: str) -> Iterator[Candidate]:
+    """What may stand behind an option."""
+    if flag == "--verifier":
+        from typing import get_args
+
+        from rlhfctl.recipe.sections import VerifierSource
+
+        yield from ((name, "") for name in get_args(VerifierSource.model_fields["name"].annotation))
+    elif flag in VALUES:
+        yield from ((value, "") for value in VALUES[flag])
+    elif flag == "--run-dir" and "--resume" in words:
+        yield from runs(prefix)
+    elif kind in PATHS_OF:
+        yield from files(prefix, directories_only=flag == "--run-dir")
 
 
 def options(command: Any) -> Iterator[Candidate]:
@@ -167,6 +184,27 @@ def files(prefix: str, directories_only: bool = False, endings: tuple[str, ...] 
             yield f"{folder}{slash}{entry.name}/", ""
         elif not directories_only and (not endings or entry.name.endswith(endings)):
             yield f"{folder}{slash}{entry.name}", ""
+
+
+def runs(prefix: str) -> Iterator[Candidate]:
+    """Run directories, whole, with how they ended; other directories, to look into."""
+    for path, _ in files(prefix, directories_only=True):
+        inside = os.path.expanduser(path)
+        if os.path.isfile(f"{inside}recipe.yaml"):
+            yield path.rstrip("/"), ending(inside)
+        else:
+            yield path, ""
+
+
+def ending(run: str) -> str:
+    import json
+
+    try:
+        with open(f"{run}status.json", encoding="utf-8") as file:
+            status = json.load(file)
+        return f"{status['state']} at step {status['step']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "a run"
 
 
 def overrides(task: str, prefix: str) -> Iterator[Candidate]:

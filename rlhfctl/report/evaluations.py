@@ -16,7 +16,10 @@ def render(run: Run) -> str:
 def one(evaluation: Evaluation) -> str:
     summary = evaluation.summary
     data = summary.get("data")
-    facts = [str(summary.get("method") or ""), ", ".join(map(str, data)) if isinstance(data, list) else str(data or "")]
+    facts = [
+        str(summary.get("method") or ""),
+        ", ".join(map(str, data)) if isinstance(data, list) else str(data or ""),
+    ]
     facts = [fact for fact in facts if fact]
     if isinstance(summary.get("prompts"), int):
         facts.append(f"{summary['prompts']} prompts")

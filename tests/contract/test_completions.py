@@ -38,6 +38,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "work/mine/first.yaml").write_text("task: sft\n")
     (path / "work/mine/notes.txt").write_text("")
     (path / "work/with space.jsonl").write_text("")
+    run = path / "work/done/first"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text("task: sft\n")
+    (run / "status.json").write_text('{"state": "done", "step": 120}')
     return path
 
 
@@ -45,6 +49,7 @@ def environment(place: Path) -> dict[str, str]:
     return {
         "PATH": f"{place}/bin:{os.environ['PATH']}",
         "HOME": str(place),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),  # this checkout, whatever is installed
         "TERM": "dumb",
         "LANG": "C.UTF-8",
     }
@@ -127,6 +132,16 @@ def line_of(shown: str) -> str:
         ("rlhfctl sft x algor", "rlhfctl sft x algor"),
         ("rlhfctl recipes show quickstart/pp", "rlhfctl recipes show quickstart/ppo "),
         ("rlhfctl recipes schema p", "rlhfctl recipes schema ppo "),
+        ("rlhfctl report don", "rlhfctl report done/"),
+        ("rlhfctl report done/f", "rlhfctl report done/first "),
+        ("rlhfctl report done/first done/f", "rlhfctl report done/first done/first "),
+        ("rlhfctl eval done/", "rlhfctl eval done/first "),
+        ("rlhfctl eval done/first --verifier pr", "rlhfctl eval done/first --verifier program_answer "),
+        ("rlhfctl eval done/first --engine v", "rlhfctl eval done/first --engine vllm "),
+        ("rlhfctl eval done/first --seed d", "rlhfctl eval done/first --seed d"),
+        ("rlhfctl ppo --resume --run-dir done/", "rlhfctl ppo --resume --run-dir done/first "),
+        ("rlhfctl ppo x tracking.wandb.mode=o", "rlhfctl ppo x tracking.wandb.mode=o"),
+        ("rlhfctl ppo x tracking.wandb.mode=of", "rlhfctl ppo x tracking.wandb.mode=offline "),
     ],
 )
 def test_bash(bash: Complete, typed: str, line: str) -> None:
@@ -197,6 +212,8 @@ ZSH_CASES = [
     ("rlhfctl ppo --run-dir mi", "rlhfctl ppo --run-dir mine/"),
     ("rlhfctl sft x algor", "rlhfctl sft x algor"),
     ("rlhfctl recipes schema p", "rlhfctl recipes schema ppo "),
+    ("rlhfctl report done/f", "rlhfctl report done/first "),
+    ("rlhfctl eval done/first --verifier pr", "rlhfctl eval done/first --verifier program_answer "),
 ]
 
 
@@ -212,6 +229,8 @@ def test_zsh_completes_at_the_first_tab_and_lists_with_descriptions(place: Path,
     (commands,) = zsh_lines(place, repo, ["rlhfctl s"], FROM_FPATH)
     assert "sft" in commands
     assert "Supervised fine-tuning on prompts and responses." in commands
+    (ended,) = zsh_lines(place, repo, ["rlhfctl report done/f"], FROM_FPATH + "; setopt always_last_prompt")
+    assert line_of(ended) == "rlhfctl report done/first "
 
 
 def test_the_zsh_script_is_one_that_compinit_takes(repo: Path) -> None:

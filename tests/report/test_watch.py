@@ -12,6 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -32,7 +33,11 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def served(run: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     argv = [sys.executable, "-m", "rlhfctl", "report", "--watch", str(run), "--port", "0"]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background job ignores SIGINT, and so would what it starts.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
     assert process.stdout is not None
     timer = threading.Timer(60, process.kill)
     timer.start()
