@@ -1,5 +1,6 @@
 # make quickstart   install, then the whole main job on the CPU with a tiny model (minutes)
 # make test         install, then the tests but the heavy ones (JOBS=2 at a time);  make test-heavy: those
+# make schema       recipes/schema/TASK.json from the keys of the code: after a change of them
 # make lint         ruff and mypy;  make bench: the benchmarks as JSON lines;  make install: .venv alone
 # make install-full vLLM, DeepSpeed and bitsandbytes for the CPU as well (3 GB)
 #
@@ -17,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_FULL := $(VENV)/.installed-full
 
-.PHONY: help quickstart install install-full test test-heavy lint format bench wheel clean
+.PHONY: help quickstart install install-full test test-heavy schema lint format bench wheel clean
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -50,6 +51,10 @@ lint: $(INSTALLED_DEV)
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+schema: $(INSTALLED)
+	@mkdir -p recipes/schema
+	@for task in sft rm ppo reft oreo; do $(BIN)/python -m rlhfctl recipes schema $$task > recipes/schema/$$task.json; done
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m benchmarks

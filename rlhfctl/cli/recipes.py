@@ -59,7 +59,7 @@ def list_recipes(console: Console, name: str | None) -> int:
 
 
 def show_recipe(console: Console, name: str | None) -> int:
-    from rlhfctl.recipe.catalogue import shipped_names, shipped_path
+    from rlhfctl.recipe.catalogue import shipped_names, shipped_path, to_copy
 
     if name is None:
         raise UsageError("which one? `rlhfctl recipes show NAME`; `rlhfctl recipes` lists them")
@@ -68,7 +68,7 @@ def show_recipe(console: Console, name: str | None) -> int:
         near = get_close_matches(name, shipped_names(), 1, 0.5)
         meant = f"; did you mean {near[0]}?" if near else " (rlhfctl recipes)"
         raise UsageError(f"there is no shipped recipe {name}{meant}")
-    text = path.read_text(encoding="utf-8")
+    text = to_copy(path)
     return console.finish(DONE, text, fields={"name": name, "path": str(path), "text": text})
 
 

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+MODELINE = (
+    "# yaml-language-server: $schema="  # editors complete and check the keys by the schema that it names
+)
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -27,8 +30,18 @@ def header(path: Path) -> list[str]:
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        lines.append(line[1:].strip())
+        if not line.startswith(MODELINE):
+            lines.append(line[1:].strip())
     return lines
+
+
+def to_copy(path: Path) -> str:
+    """The text of a shipped recipe, its schema named so that a copy anywhere finds it."""
+    text = path.read_text(encoding="utf-8")
+    if not text.startswith(MODELINE):
+        return text
+    relative, rest = text.removeprefix(MODELINE).split("\n", 1)
+    return f"{MODELINE}{(path.parent / relative).resolve()}\n{rest}"
 
 
 def summary(path: Path) -> str:

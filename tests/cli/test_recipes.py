@@ -29,7 +29,11 @@ def test_show_is_the_file_itself_and_runs_as_a_recipe(cli: Cli) -> None:
     path = shipped_path("quickstart/ppo")
     assert path is not None
     shown = cli("recipes", "show", "quickstart/ppo")
-    assert shown.out == path.read_text()
+    modeline, rest = shown.out.split("\n", 1)
+    assert rest == path.read_text().split("\n", 1)[1]
+    assert Path(
+        modeline.removeprefix("# yaml-language-server: $schema=")
+    ).is_file()  # also of a copy anywhere
     piped = cli("ppo", "-", "--dry-run", stdin=shown.out)
     assert piped.out == cli("ppo", "quickstart/ppo", "--dry-run").out
     assert cli("recipes", "show", "quickstart/ppo", "--json").object["text"] == shown.out
