@@ -14,6 +14,7 @@ from typing import Any
 Candidate = tuple[str, str]
 
 VALUES = {
+    "--completion": ("bash", "zsh"),
     "--search": ("greedy", "sample", "best-of-n", "beam"),
     "--engine": ("hf", "vllm"),
     "--match": ("exact", "normalised", "fuzzy"),

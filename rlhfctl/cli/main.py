@@ -72,11 +72,25 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def show_completion(shell: str | None) -> None:
+    if shell is not None:
+        from rlhfctl.cli.scripts import completion_script
+
+        typer.echo(completion_script(shell), nl=False)
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
+    completion: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHELL", callback=show_completion, is_eager=True, help="Print the script for bash or zsh."
+        ),
+    ] = None,
 ) -> None:
     """RLHF post-training that refuses to start a run that would silently train wrong.
 

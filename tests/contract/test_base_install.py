@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from email.parser import Parser
@@ -13,12 +14,25 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from rlhfctl import __version__
+
 EXTRAS = {"train", "deepspeed", "vllm", "quant", "serve", "tracking", "all", "dev"}
 BASE = {"typer", "rich", "pydantic", "pyyaml", "jinja2", "tokenizers", "safetensors", "huggingface-hub"}
 
 
 @pytest.fixture(scope="module")
-def wheel(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sdist(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sdist")
+    argv = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(out)]
+    built = subprocess.run(argv, capture_output=True, text=True, cwd=repo)
+    assert built.returncode == 0, built.stderr
+    (path,) = out.glob("rlhfctl-*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the source distribution, as an installer without a wheel does."""
     out = tmp_path_factory.mktemp("wheel")
     argv = [
         sys.executable,
@@ -31,7 +45,7 @@ def wheel(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-w",
         str(out),
     ]
-    built = subprocess.run([*argv, str(repo)], capture_output=True, text=True)
+    built = subprocess.run([*argv, str(sdist)], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     (path,) = out.glob("rlhfctl-*.whl")
     return path
@@ -105,6 +119,33 @@ def test_what_the_wheel_carries(wheel: Path, repo: Path) -> None:
     assert not any(name.endswith((".pyc", ".safetensors")) for name in names)
 
 
+def test_what_the_source_distribution_carries(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    needed = {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "Dockerfile", "pyproject.toml", "PKG-INFO"}
+    needed |= {"recipes/quickstart/run.sh", "recipes/schema/ppo.json", "completions/_rlhfctl", "docs/cli.md"}
+    assert needed | {"tests/conftest.py", "requirements/cpu.txt"} <= names
+
+
+def test_the_version_and_the_changelog_are_in_step(repo: Path, wheel: Path) -> None:
+    """Above what is unreleased there is nothing; the newest released heading is the version, and the wheel's."""
+    headings = re.findall(r"^## (\S+)", (repo / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert __version__ == (headings[1] if len(headings) > 1 else "0.1.0")
+    assert wheel.name.startswith(f"rlhfctl-{__version__}-py3-none-any")
+
+
+def test_the_metadata_names_the_python_versions(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        message = Parser().parsestr(archive.read(name).decode())
+    assert message["Requires-Python"] == ">=3.11"
+    python = "Programming Language :: Python :: "
+    assert [c for c in message.get_all("Classifier", []) if c.startswith(python)] == [
+        f"{python}3.{minor}" for minor in (11, 12, 13)
+    ]
+
+
 def test_torch_is_not_there(python: Path, tmp_path: Path) -> None:
     out = subprocess.run([python, "-I", "-c", "import torch"], cwd=tmp_path, capture_output=True, text=True)
     assert "No module named 'torch'" in out.stderr
@@ -115,6 +156,12 @@ def test_recipes_and_help_work(python: Path, tmp_path: Path) -> None:
     assert "quickstart/ppo" in run(python, tmp_path, "recipes", "list").stdout
     shown = run(python, tmp_path, "recipes", "show", "quickstart/sft")
     assert "task: sft" in shown.stdout
+    schema = shown.stdout.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
+    assert json.loads(Path(schema).read_text())["title"] == "rlhfctl sft recipe"
+    for shell, line in (("bash", "complete -F _rlhfctl rlhfctl"), ("zsh", "#compdef rlhfctl")):
+        assert line in run(python, tmp_path, "--completion", shell).stdout.splitlines()
+    refused = run(python, tmp_path, "--completion", "tcsh")
+    assert (refused.returncode, refused.stderr) == (2, "--completion knows bash and zsh, not tcsh\n")
     assert json.loads(run(python, tmp_path, "recipes", "schema", "ppo").stdout)
 
 

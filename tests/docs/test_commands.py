@@ -96,3 +96,18 @@ def test_there_is_a_tutorial_for_each_story() -> None:
     assert [page.stem for page in TUTORIALS] == [
         "cross-family", "oreo", "reward-model-8b", "token-rewards", "verifier",
     ]  # fmt: skip
+
+
+def test_the_chinese_readme_has_the_commands_of_the_english_one() -> None:
+    def said(name: str) -> list[str]:
+        """Lines of shell blocks, lines behind a prompt, and the commands of the table."""
+        text = (REPO / name).read_text()
+        typed = [line for block in blocks(text, "sh") for line in block.splitlines()]
+        typed += [line for block in blocks(text, "") for line in block.splitlines() if line.startswith("$ ")]
+        return typed + re.findall(r"^\| (`[^`]+`) \|", text, re.MULTILINE)
+
+    assert said("README.zh-CN.md") == said("README.md")
+    linked = [set(re.findall(r"\]\(((?:docs|benchmarks)/[\w./-]+)\)", (REPO / name).read_text())) for name in (
+        "README.zh-CN.md", "README.md",
+    )]  # fmt: skip
+    assert linked[0] == linked[1]
