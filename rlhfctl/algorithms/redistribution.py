@@ -2,6 +2,8 @@
 
     difference   g_t = RM(x, y_<=t) - RM(x, y_<t)        RED, arXiv 2411.08302: one causal forward pass, the model
                                                          read at every token; sums to RM(x, y) - RM(x)
+    attention    g_t = alpha_t * RM(x, y)                ABC, arXiv 2402.00782: alpha_t, what the scored token attends
+                                                         to in the last layer, mean over heads, over the response 1
     r_t = share * g_t + 1[t = last] * (score - share * sum_t g_t)        the total kept
     r_t = share * g_t + 1[t = last] * (1 - share) * score                the total not kept
 
@@ -21,6 +23,12 @@ from rlhfctl.algorithms.masking import refuse_outside
 def differences(values: Tensor) -> Tensor:
     """[T] from the reward model's values [T + 1] at the last prompt token and at each response token."""
     return values[1:] - values[:-1]
+
+
+def attended(weights: Tensor, score: float) -> Tensor:
+    """[T] with the sum `score`, from the scored token's attention to the response tokens [H, T]; not all zero."""
+    mean = weights.mean(0)
+    return score * mean / mean.sum()
 
 
 def redistribute(

@@ -7,9 +7,7 @@ from rlhfctl.recipe.yaml12 import Path
 
 KEYS = ("policy.attention",)
 
-VALUES = {
-    "reward.shaping.redistribution": ("attention",),
-}
+VALUES: dict[str, tuple[str, ...]] = {}
 
 
 def pattern(path: Path) -> str:

@@ -213,9 +213,10 @@ class Shaping(Section):
         0, description="DAPO soft length penalty over the last tokens before max_new_tokens; 0: off"
     )
     overlong_factor: float = Field(1.0, ge=0, description="size of the full overlong penalty")
-    redistribution: Literal["none", "difference"] = Field(
+    redistribution: Literal["none", "difference", "attention"] = Field(
         "none",
-        description="difference: each token gets what it adds to the score of a reward model read at every token",
+        description="difference: each token gets what it adds to the score of a reward model read at every token; "
+        "attention (experimental): the score in proportion to what its last layer attends to",
     )
     redistribution_share: Fraction = Field(
         1.0, description="share of the token scores that is given out; the rest stays on the last token"

@@ -40,7 +40,8 @@ def problems(reward: Reward, advantage: str | None) -> list[str]:
             )
     if spread and not any(isinstance(source, ModelSource) for source in reward.sources):
         found.append(
-            "reward.shaping.redistribution reads a reward model at every token: it needs a source of kind model"
+            "reward.shaping.redistribution spreads a reward model's score over the tokens: it needs a source of kind "
+            "model"
         )
     for key in ("preserve_total", "redistribution_share"):
         if not spread and getattr(shaping, key) != type(shaping).model_fields[key].default:

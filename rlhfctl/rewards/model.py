@@ -5,8 +5,11 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from torch import Tensor
 
+from rlhfctl.algorithms.redistribution import attended
 from rlhfctl.errors import Refused
+from rlhfctl.models.attention_read import scores_and_attention
 from rlhfctl.models.load import resolve_dtype
 from rlhfctl.models.reward_model import RewardModel, last_read, load_reward_model
 from rlhfctl.models.tokenizer import load_encoder
@@ -34,17 +37,19 @@ class ModelReward:
     ) -> None:
         """policy: opens the reasoning block that its prompts open. template: what may be done to messages.
 
-        granularity: of the spans that a source with span_weight must give. redistribution `difference`: a model that
-        reads the last token is read at every token, and its spans are what each token adds. Raises Refused where the
+        granularity: of the spans that a source with span_weight must give. redistribution, of a model that reads the
+        last token: its spans are what each token adds (`difference`: it is read at every token), or the score in
+        proportion to what its last layer attends to (`attention`). Raises Refused where the
         model cannot give them."""
         self.name = "model"
         self.weight, self.span_weight = section.weight, section.span_weight
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         encoder = load_encoder(section.path, template_kwargs=section.template_kwargs)
         self.model = load_reward_model(section.path, resolve_dtype(section.dtype, self.device), self.device)
-        self.differences = redistribution == "difference" and self.model.read == "last_token"
+        self.spreads = redistribution != "none" and self.model.read == "last_token"
+        self.differences = self.spreads and redistribution == "difference"
         self.step_reward = section.step_reward if self.model.read == "step_end" else None
-        if self.differences and not isinstance(self.model, RewardModel):
+        if self.spreads and not isinstance(self.model, RewardModel):
             raise Refused(
                 f"{section.path} is an encoder: it has no score of a beginning, so no redistribution"
             )
@@ -90,6 +95,15 @@ class ModelReward:
             assert isinstance(self.model, RewardModel)
             values = self.model.at(rows, read, TOKENS_PER_FORWARD)
             scores = [(value[-1] - self.model.mean) / self.model.std for value in values]
+        elif self.spreads:
+            assert isinstance(self.model, RewardModel)
+            reads = [last_read(row, self.model.pad) for row in rows]
+            found, attention = scores_and_attention(self.model, rows, reads, TOKENS_PER_FORWARD)
+            scores = [(value - self.model.mean) / self.model.std for value in found]
+            values = [
+                self.attended(places, heads, score)
+                for places, heads, score in zip(read, attention, scores, strict=True)
+            ]
         elif self.model.read == "last_token":
             values = [[score] for score in self.model.score(rows, TOKENS_PER_FORWARD)]
             scores = [value[0] for value in values]
@@ -116,10 +130,14 @@ class ModelReward:
     def spans(self, bridged: Bridged, response: str, places: list[int], values: list[float]) -> list[Span]:
         """Of steps: the score is the lowest. Of tokens: the score is the sum; the mean is taken off the last one."""
         mean, std = self.model.mean, self.model.std
-        if self.differences and len(values) > 1:
+        if self.differences and len(values) < 2:
+            return []
+        if self.differences:
             steps = zip(values[1:], values[:-1], strict=True)
             added = [(after - before) / std for after, before in steps]
             return token_spans(self.bridge.rm, bridged, response, places[1:], added)
+        if self.spreads:
+            return token_spans(self.bridge.rm, bridged, response, places, values) if values else []
         if self.model.read == "step_end":
             scores = [(value - mean) / std for value in values]
             return step_spans(response, self.model.separator, scores)
@@ -137,12 +155,23 @@ class ModelReward:
             except NotFound:  # an empty response, or one that the template rewrites: its score stays whole
                 return [last]
             return [places[0] - 1, *(place for place in places if place <= last)] if places[0] else [last]
+        if self.spreads:
+            last = last_read(bridged.ids, self.model.pad)
+            try:
+                return [place for place in response_places(self.bridge.rm, bridged) if place <= last]
+            except NotFound:
+                return []
         if self.model.read == "last_token":
             return []
         if self.model.read == "token_sum":
             last = last_read(bridged.ids, self.model.pad)
             return [place for place in response_places(self.bridge.rm, bridged) if place <= last]
         return step_places(self.bridge.rm, bridged, split_steps(response, self.model.separator))
+
+    def attended(self, places: list[int], heads: Tensor, score: float) -> list[float]:
+        """The score over the response tokens at `places`; [] where there are none, or none is attended to."""
+        own = heads[:, places]
+        return attended(own, score).tolist() if places and bool(own.sum() > 0) else []
 
     def close(self) -> None:
         return None

@@ -35,7 +35,7 @@ def token_scores(
     for source in sources:
         weight = source.weight if spread else source.span_weight
         spans = outcomes[source.name].spans
-        if not weight or not spans or (spread and not getattr(source, "differences", False)):
+        if not weight or not spans or (spread and not getattr(source, "spreads", False)):
             continue
         places = torch.tensor([(span.start, span.end) for span in spans])
         scores = span_scores(source, spans)

@@ -410,6 +410,9 @@ MUTATIONS: dict[str, list[tuple[str, str]]] = {
     "redistribution": [
         ("values[1:] - values[:-1]", "values[:-1] - values[1:]"),
         ("values[1:] - values[:-1]", "values[1:]"),
+        ("weights.mean(0)", "weights[0]"),
+        ("score * mean / mean.sum()", "score * mean"),
+        ("score * mean / mean.sum()", "mean / mean.sum()"),
         ("    refuse_outside(token_scores, mask)\n", ""),
         ("share * token_scores", "token_scores"),
         ("scores - given.sum(1)", "scores"),

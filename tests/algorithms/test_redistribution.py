@@ -26,6 +26,14 @@ def test_differences_telescope(m: ModuleType) -> None:
     assert float(found.sum()) == 2.5
 
 
+def test_attention_is_a_mean_over_heads_with_the_sum_of_the_score(m: ModuleType) -> None:
+    # Heads give the response .5 and .25 of their attention: means .1, .2, .075; over .375.
+    heads = doubles([0.1, 0.3, 0.1], [0.1, 0.1, 0.05])
+    found = m.attended(heads, -3.0)
+    assert_close(found, doubles(-0.8, -1.6, -0.6))
+    assert_close(found.sum(), doubles(-3.0).sum())
+
+
 def test_the_total_is_kept(m: ModuleType) -> None:
     # Score 3 of which the tokens earned 2.5; .5 (RM(x)) is left. The second row was clipped to 1: -1.5 is left.
     scores, mask = doubles(3, 1), doubles([1, 1, 1], [1, 1, 0])

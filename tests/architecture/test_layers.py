@@ -59,7 +59,7 @@ LAZY = {
     ("cli.evaluate", "evaluation"),  # the third
 }
 # Files that stand on the other side of their package: (module, package it may import at module level).
-EXCEPTIONS = {("rewards.model", "models")}
+EXCEPTIONS = {("rewards.model", "models"), ("rewards.model", "algorithms")}
 # Leaves that any layer may speak in.
 WORDS = {
     "errors",

@@ -59,6 +59,34 @@ def test_spans_are_what_each_token_adds(path: Path) -> None:
         assert sum(span.score for span in outcome.spans) == pytest.approx(outcome.score - before, abs=1e-5)
 
 
+def test_attention_spans_are_those_of_eager_attention_and_sum_to_the_score(path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    section = ModelSource(kind="model", path=str(path))
+    plain = ModelReward(section).score(rows())
+    source = ModelReward(section, redistribution="attention")
+    outcomes = source.score(rows())
+    assert [outcome.score for outcome in outcomes] == pytest.approx([o.score for o in plain], abs=1e-5)
+    eager = AutoModelForSequenceClassification.from_pretrained(path, attn_implementation="eager").eval()
+    for text, row, outcome in zip(TEXTS[:3], rows(), outcomes, strict=False):
+        assert outcome.score is not None
+        assert "".join(text[span.start : span.end] for span in outcome.spans) == text
+        assert sum(span.score for span in outcome.spans) == pytest.approx(outcome.score, abs=1e-5)
+        bridged = source.bridge.encode(row["messages"], text)
+        places = source.places(bridged, text)
+        with torch.no_grad():
+            heads = eager(torch.tensor([bridged.ids]), output_attentions=True).attentions[-1][0]
+        alpha = heads[:, places[-1], places].mean(0)
+        expected = (outcome.score * alpha / alpha.sum()).tolist()
+        found = [span.score for span in outcome.spans]
+        assert found[:-1] == pytest.approx(expected[: len(found) - 1], abs=1e-5)
+        assert found[-1] == pytest.approx(
+            sum(expected[len(found) - 1 :]), abs=1e-5
+        )  # the end of the turn with it
+    assert outcomes[3].score is not None
+
+
 def read_alone(source: ModelReward, beginning: str) -> float:
     """The normalised score of the prompt and a beginning of the response, which stops in mid-turn."""
     ids = source.bridge.rm.encode_text("1+2*3?" + beginning)

@@ -76,7 +76,7 @@ def test_redistribution_takes_the_models_that_are_read_at_every_token(encoder):
         "model": Outcome("ok", 2.5, [Span(0, 1, 1.5), Span(1, 2, -0.5)]),
         "rule": Outcome("ok", 1.0, [Span(0, 2, 9.0)]),
     }
-    sources = [source("model", weight=2.0, span_weight=0.0, differences=True), source(span_weight=0.0)]
+    sources = [source("model", weight=2.0, span_weight=0.0, spreads=True), source(span_weight=0.0)]
     shaping = {"redistribution": "difference"}
     found = token_scores(trajectory, sources, outcomes, reward(shaping=shaping), encoder)
     assert found.tolist() == [3.0, -1.0, 0.0]
@@ -95,13 +95,14 @@ def test_step_rewards_reach_the_advantages():
     assert metrics["reward/sum_error"] == 0.0
 
 
+@pytest.mark.parametrize("form", ["difference", "attention"])
 @pytest.mark.parametrize(("preserve", "total"), [(True, -2.0), (False, 3.0)])
-def test_the_shaped_score_is_the_total_of_a_redistribution(preserve, total):
+def test_the_shaped_score_is_the_total_of_a_redistribution(preserve, total, form):
     """Tokens earned 1 and 2; shaping left -2 (a penalty, say): -5 is left for the last token, or nothing."""
     trajectory = Trajectory(0, "r", [1], [2, 3, 4], torch.zeros(3), False, "", 3.0, -2.0)
     trajectory.token_rewards = torch.tensor([1.0, 2.0, 0.0])
     algorithm = Algorithm(kl_coef=0.0, whiten_advantages=False)
-    shaping = Shaping(redistribution="difference", preserve_total=preserve)
+    shaping = Shaping(redistribution=form, preserve_total=preserve)
     experience = build([trajectory], torch.zeros(1, 3), None, torch.zeros(1, 3), algorithm, 1, shaping)
     assert float(experience.rewards.sum()) == total
     assert experience.rewards[0, :2].tolist() == [1.0, 2.0]
