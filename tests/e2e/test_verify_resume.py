@@ -13,9 +13,20 @@ def score(samples):
 """
 
 
-def rows_of_trajectories(workspace, path):
+@pytest.fixture
+def verify(chains, cli, tmp_path):
+    """verify(recipe, words..., check=True): the command on a policy of random weights and a few rows."""
+
+    def run(recipe, *words, check=True):
+        keys = [f"policy={{from_config: {chains}/model, tokenizer: {chains}/model}}", "train.batch_size=8"]
+        return cli("doctor", "--verify-resume", recipe, *keys, *words, cwd=tmp_path, check=check)
+
+    return run
+
+
+def rows_of_trajectories(chains, path):
     """Answers of the data, every other one spoilt, as oreo wants them."""
-    lines = (workspace / ".quickstart/data/sft.jsonl").read_text().splitlines()[:64]
+    lines = (chains / "data/sft.jsonl").read_text().splitlines()[:64]
     with open(path, "w") as file:
         for number, row in enumerate(map(json.loads, lines)):
             spoilt = row["response"][:-1] + str((int(row["response"][-1]) + 1) % 10)
@@ -24,14 +35,14 @@ def rows_of_trajectories(workspace, path):
 
 
 @pytest.mark.heavy
-def test_oreo_on_two_processes_resumes_exactly(workspace, cli, tmp_path):
-    rows_of_trajectories(workspace, tmp_path / "rows.jsonl")
-    keys = [f"data.train.0.path={tmp_path / 'rows.jsonl'}"]
-    keys += ["train.batch_size=8", "launch.nproc_per_node=2", "launch.threads=1"]
-    done = cli("doctor", "--verify-resume", "quickstart/oreo", *keys, "--json", cwd=workspace)
+def test_oreo_on_two_processes_resumes_exactly(verify, chains, tmp_path):
+    rows_of_trajectories(chains, tmp_path / "rows.jsonl")
+    data = [f"data.train.0.path={tmp_path / 'rows.jsonl'}", f"data.eval.0.path={chains}/data/eval.jsonl"]
+    done = verify("quickstart/oreo", *data, "launch.nproc_per_node=2", "launch.threads=1", "--json")
     told = json.loads(done.stdout)
     assert (told["status"], told["exit_code"], told["steps"]) == ("ok", 0, [2, 2])
     assert told["bounded"]["algorithm.value_warmup_steps"] == "200 -> 1"
+    assert told["bounded"]["train.eval_samples"] == "null -> 16"
     assert told["kills"][0]["resumed_from"] == "step_000002"
     compared = {each["what"]: each for each in told["compared"]}
     assert "checkpoints/step_000004/critic.optimizer.safetensors" in compared
@@ -40,10 +51,10 @@ def test_oreo_on_two_processes_resumes_exactly(workspace, cli, tmp_path):
 
 
 @pytest.mark.heavy
-def test_reft_killed_in_both_phases_resumes_exactly(workspace, cli, tmp_path):
-    keys = ["data.train.0.limit=64", "data.eval=[]", "warmup.batch_size=8", "train.batch_size=8"]
-    keep = ["--steps", "2,1", "--keep", str(tmp_path / "kept")]
-    done = cli("doctor", "--verify-resume", "quickstart/reft", *keys, *keep, cwd=workspace)
+def test_reft_killed_in_both_phases_resumes_exactly(verify, chains, tmp_path):
+    data = [f"data.train=[{{path: {chains}/data/sft.jsonl, limit: 64}}]", "data.eval=[]"]
+    keep = ["warmup.batch_size=8", "--steps", "2,1", "--keep", str(tmp_path / "kept")]
+    done = verify("quickstart/reft", *data, *keep)
     killed = [line for line in done.stdout.splitlines() if line.startswith("killed")]
     assert [line.rpartition(" ")[2] for line in killed] == ["step_000002", "step_000004"]
     assert "differs" not in done.stdout
@@ -52,12 +63,12 @@ def test_reft_killed_in_both_phases_resumes_exactly(workspace, cli, tmp_path):
 
 
 @pytest.mark.heavy
-def test_a_reward_that_counts_its_calls_is_caught(workspace, command, cli, tmp_path):
+def test_a_reward_that_counts_its_calls_is_caught(verify, chains, tmp_path):
     """The count starts again with the process: what came before the kill is lost."""
     (tmp_path / "counter.py").write_text(COUNTER)
     keys = [f"reward.sources=[{{kind: python, path: {tmp_path / 'counter.py'}}}]", "data.eval=[]"]
-    keys += ["train.batch_size=8", "rollout.max_new_tokens=8", "template.allow=[R003, R004]"]
-    done = cli("doctor", "--verify-resume", "quickstart/ppo", *keys, "-q", cwd=workspace, check=False)
+    keys += [f"data.train.0.path={chains}/data/prompts.jsonl", "template.allow=[R003, R004]"]
+    done = verify("quickstart/ppo", *keys, "rollout.max_new_tokens=8", "-q", check=False)
     assert done.returncode == 1, done.stderr
     (sentence,) = done.stderr.splitlines()
     assert sentence.startswith("the resume is not exact: metrics.jsonl, step 3, ")
@@ -65,7 +76,7 @@ def test_a_reward_that_counts_its_calls_is_caught(workspace, command, cli, tmp_p
     assert "differs  metrics.jsonl" in done.stdout
 
 
-def test_what_is_wrong_with_the_command_or_the_run_is_told_as_such(workspace, cli, tmp_path):
+def test_what_is_wrong_with_the_command_or_the_run_is_told_as_such(cli, tmp_path):
     done = cli("doctor", "quickstart/sft", cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "a recipe is for --verify-resume" in done.stderr
