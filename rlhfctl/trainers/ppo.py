@@ -54,15 +54,15 @@ def train(ctx: RunContext) -> None:
     state |= checkpoint.restore(ctx, trained, learners) or {}
     start = state["step"]
     longest = (recipe.rollout.max_prompt_length or recipe.data.max_length) + recipe.rollout.max_new_tokens
-    engine = build_engine(
-        recipe.rollout,
-        models.policy,
-        longest,
-        recipe.policy.trust_remote_code,
-        ctx.run.attempt(ctx.attempt),
-        ctx.say,
-    )
     with whole(learners.values()):
+        engine = build_engine(
+            recipe.rollout,
+            models.policy,
+            longest,
+            recipe.policy.trust_remote_code,
+            ctx.run.attempt(ctx.attempt),
+            ctx.say,
+        )
         engine.sync(models.policy, start)
     logbook = Logbook(ctx, total, start)
     watch = Watch(ctx, recipe, sources, evaluator.size)

@@ -185,10 +185,16 @@ def test_weights_by_broadcast(pair):
         other.close()
 
 
-def test_a_run_with_a_given_server(pair, task, cli, metrics):
-    """Old log-probabilities are the sampler's: the correction has nothing to correct where the sync is right."""
-    url = pair[1].infos[0].url
-    cli("ppo", "r.yaml", f"rollout.server.urls=[{url}]", "-q", "--run-dir", "run", cwd=task)
+def test_a_run_of_two_processes_with_parameters_in_parts_and_adapters(pair, task, cli, metrics):
+    """A given server, two ranks that ask it, ZeRO-3, LoRA: each sync is proven, and the sampler's log-probabilities are
+    the trainer's, so the correction has nothing to correct."""
+    changes = [
+        f"rollout.server.urls=[{pair[1].infos[0].url}]",
+        "launch.nproc_per_node=2",
+        "deepspeed={zero_stage: 3, persist_below: 0}",
+        "policy.lora={rank: 4, target_modules: all-linear}",
+    ]
+    cli("ppo", "r.yaml", *changes, "-q", "--run-dir", "run", cwd=task)
     found = metrics(task / "run")
     assert [record["step"] for record in found] == [1, 2, 3]
     for record in found:
