@@ -15,7 +15,9 @@ actions. Units: nats and rewards.
 3. The value loss detaches all log-probabilities. With the same starts it is the same number as the policy loss.
 4. There is no factor 1/2; the mean is over units first, then over trajectories, so long answers weigh no more.
 5. S crosses observations, which are not actions: V(terminal) is 0 and nothing is trained there.
-6. weights [B] hold 1 / trajectories of the global batch: losses of parts of a batch add up to the batch's.
+6. factors [B, T], where given, weigh the units of a trajectory: sum_k f_k x_k / sum_k f_k in place of the mean. They say
+   which residuals matter more, not what is right: the optimum is the same. Not in the paper.
+7. weights [B] hold 1 / trajectories of the global batch: losses of parts of a batch add up to the batch's.
 """
 
 import torch
@@ -57,10 +59,17 @@ def value_targets(log_ratios: Tensor, returns: Tensor, mask: Tensor, beta: float
     return returns.detach() - beta * suffix_sums(log_ratios.detach(), mask)
 
 
-def value_loss(values: Tensor, targets: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-    """values, targets [B, T]; starts [B, T] bool; weights [B] -> scalar."""
+def value_loss(
+    values: Tensor, targets: Tensor, starts: Tensor, weights: Tensor, factors: Tensor | None = None
+) -> Tensor:
+    """values, targets, factors [B, T]; starts [B, T] bool; weights [B] -> scalar."""
     error = torch.where(starts, values - targets.detach(), 0.0)
-    return (_per_unit(starts, weights) * error.square()).sum()
+    return (_per_unit(starts, weights, factors) * error.square()).sum()
+
+
+def step_factors(table: Tensor, steps: Tensor) -> Tensor:
+    """[B, T]: table[k] for the tokens of step k, its last entry for all later steps. table [K], steps [B, T] int64."""
+    return table[steps.clamp(max=len(table) - 1)]
 
 
 def policy_loss(
@@ -71,6 +80,7 @@ def policy_loss(
     mask: Tensor,
     weights: Tensor,
     beta: float,
+    factors: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """log_ratios [B, T] with the policy's gradient; values, returns [B, T] of the states before each token.
 
@@ -83,7 +93,7 @@ def policy_loss(
     starts = unit_starts(units, mask)
     reached = suffix_sums(log_ratios.detach(), mask) + gradient
     residual = torch.where(starts, values.detach() - returns.detach() + beta * reached, 0.0)
-    loss = (_per_unit(starts, weights) * residual.square()).sum()
+    loss = (_per_unit(starts, weights, factors) * residual.square()).sum()
     with torch.no_grad():
         metrics = {"units": starts.sum(), "residual": residual.sum(), "absolute": residual.abs().sum()}
     return loss, metrics
@@ -94,6 +104,9 @@ def token_mean(per_token: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     return (_per_unit(mask, weights) * torch.where(mask, per_token, 0.0)).sum()
 
 
-def _per_unit(starts: Tensor, weights: Tensor) -> Tensor:
-    """weights [B] shared out over the units of each trajectory: [B, 1]."""
-    return (weights / starts.sum(1).clamp(min=1))[:, None]
+def _per_unit(starts: Tensor, weights: Tensor, factors: Tensor | None = None) -> Tensor:
+    """weights [B] shared out over the units of each trajectory: [B, 1], or [B, T] by their factors."""
+    if factors is None:
+        return (weights / starts.sum(1).clamp(min=1))[:, None]
+    shares = torch.where(starts, factors, 0.0)
+    return weights[:, None] * shares / shares.sum(1, keepdim=True).clamp(min=1e-30)

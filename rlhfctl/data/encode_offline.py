@@ -88,7 +88,7 @@ def reward_of(sample: Sample, algorithm: OfflineReasoning) -> float:
         raise Refused(
             f"{sample.origin} has the reward {reward:g}, outside algorithm.reward_range [{low:g}, {high:g}]"
         )
-    if judgement is not None and judgement.unmatched and algorithm.level == "step":
+    if judgement is not None and judgement.unmatched and algorithm.uses_steps:
         raise Refused(
             f"{sample.origin}: its steps joined by data.*.step_separator do not rebuild its response: correct "
             "step_separator, or drop the steps column"
@@ -134,18 +134,18 @@ def numbered(starts: Sequence[int], ends: Sequence[int]) -> list[int]:
 
 
 def refuse_nothing_to_learn(rows: Sequence[OfflineRow], algorithm: OfflineReasoning) -> None:
-    """Raises Refused where all rows are right or all wrong, or where no response has a second step at level step."""
+    """Raises Refused where all rows are right or all wrong, or where no response has a second step and steps matter."""
     right = sum(row.right for row in rows)
     if right in (0, len(rows)):
         raise Refused(
             f"data.train holds {right} right and {len(rows) - right} wrong answers: without both there is nothing to "
             "learn from their difference; add the other kind, or look at algorithm.threshold"
         )
-    if algorithm.level == "step" and all(row.steps[-1] == 0 for row in rows):
+    if algorithm.uses_steps and all(row.steps[-1] == 0 for row in rows):
         shown = ", ".join(repr(delimiter) for delimiter in algorithm.step_delimiters)
         raise Refused(
             f"none of {len(rows)} responses holds a step delimiter ({shown}): set algorithm.step_delimiters, or "
-            "algorithm.level: token"
+            "algorithm.level: token without step_weights"
         )
 
 

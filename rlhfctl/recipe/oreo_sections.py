@@ -1,6 +1,6 @@
 """The sections of a recipe that oreo alone has: what it samples itself, and the value it fits at the end."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -61,6 +61,12 @@ class OfflineReasoning(Section):
     reward_range: tuple[float, float] = Field(
         (0.0, 1.0), description="[low, high] that the rows' rewards may hold; others are refused"
     )
+    step_weights: list[Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        min_length=1,
+        description="factors of the first, second, ... step of a response in both losses, the last one of all later "
+        "steps; null: all units count the same",
+    )
     value_warmup_steps: NonNegative = Field(
         0, description="steps at the start that train the value model alone"
     )
@@ -74,3 +80,8 @@ class OfflineReasoning(Section):
     reference_cache_mb: NonNegative = Field(
         1024, description="keep the frozen reference's hidden states where they fit this many MiB; 0: never"
     )
+
+    @property
+    def uses_steps(self) -> bool:
+        """Whether it matters where a response's steps end."""
+        return self.level == "step" or self.step_weights is not None

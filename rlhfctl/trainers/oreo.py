@@ -165,12 +165,14 @@ def train_batch(
             log_ratios, kl = (padded(found, batch.counts) for found in learner.run(policy_pass))
         targets = oreo.value_targets(log_ratios, returns, mask, algorithm.beta)
         starts = oreo.value_starts(algorithm.level, steps, mask)
-        value_loss = oreo.value_loss(values, targets, starts, weights)
+        table = algorithm.step_weights
+        factors = None if table is None else oreo.step_factors(torch.tensor(table, device=device), steps)
+        value_loss = oreo.value_loss(values, targets, starts, weights, factors)
         with critic.acting():
             critic_learner.backward(value_loss)
         units = oreo.units_of(algorithm.level, steps)
         policy_loss, found = oreo.policy_loss(
-            log_ratios, values, returns, units, mask, weights, algorithm.beta
+            log_ratios, values, returns, units, mask, weights, algorithm.beta, factors
         )
         kl_loss = oreo.token_mean(kl, mask, weights)
         if trains:

@@ -70,6 +70,11 @@ MUTATIONS: dict[str, list[tuple[str, str]]] = {
         ("_per_unit(mask, weights)", "_per_unit(mask[:, :1], weights)"),
         ("(weights / starts.sum(1).clamp(min=1))", "(weights / starts.shape[1])"),
         ("starts.sum(1).clamp(min=1)", "starts.sum(1)"),
+        ("torch.where(starts, factors, 0.0)", "factors"),
+        ("/ shares.sum(1, keepdim=True)", "/ starts.sum(1, keepdim=True)"),
+        ("steps.clamp(max=len(table) - 1)", "steps % len(table)"),
+        ("_per_unit(starts, weights, factors) * error", "_per_unit(starts, weights) * error"),
+        ("_per_unit(starts, weights, factors) * residual", "_per_unit(starts, weights) * residual"),
         ("taken = torch.where(mask, log_ratios, 0.0)", "taken = log_ratios"),
     ],
     "kl": [

@@ -53,6 +53,26 @@ def test_suffix_sums_skip_what_is_no_action(m: ModuleType) -> None:
     assert m.suffix_sums(L[:1], hole)[0, 0] == pytest.approx(0.3)
 
 
+def test_factors_of_steps_weigh_the_residuals(m: ModuleType) -> None:
+    # Steps 0 and 1 weigh 1 and 3. Row 0, tokens: (.2025 + .4225 + 3 * .3025 + 3 * .3025) / 8 = .305
+    # row 1: (.36 + 3 * .25) / 4 = .2775; half of each: .29125. By steps: (.2025 + 3 * .3025) / 4, row 1 the same.
+    factors = m.step_factors(torch.tensor([1.0, 3.0], dtype=torch.float64), STEPS)
+    assert_close(factors, table([1, 1, 3, 3], [1, 3, 1, 1]))
+    assert m.step_factors(torch.tensor([2.0, 5.0]), torch.tensor([[0, 1, 2, 7]])).tolist() == [[2, 5, 5, 5]]
+    targets = m.value_targets(L, R, MASK, BETA)
+    for level, expected in (("token", 0.29125), ("step", 0.2775)):
+        loss, _ = m.policy_loss(L, V, R, m.units_of(level, STEPS), MASK, W, BETA, factors)
+        near(float(loss), expected)
+        starts = m.value_starts(level, STEPS, MASK)
+        near(float(m.value_loss(V, targets, starts, W, factors)), expected)
+        even = torch.full_like(factors, 7.0)
+        plain, _ = m.policy_loss(L, V, R, m.units_of(level, STEPS), MASK, W, BETA)
+        near(
+            float(m.policy_loss(L, V, R, m.units_of(level, STEPS), MASK, W, BETA, even)[0]),
+            float(plain),
+        )
+
+
 def test_token_level(m: ModuleType) -> None:
     # row 0: (.2025 + .4225 + .3025 + .3025) / 4 = .3075; row 1: (.36 + .25) / 2 = .305; half of each: .30625
     loss, gradient, metrics, *_ = policy(m, "token")

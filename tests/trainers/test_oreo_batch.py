@@ -105,6 +105,19 @@ def test_every_split_of_the_batch_is_the_same_step(models, data, level, groups, 
         torch.testing.assert_close(gradient, expected[name], atol=2e-5, rtol=1e-4)
 
 
+def test_weights_of_steps_reach_both_losses_and_survive_a_split(models, data):
+    keys = {"step_weights": [1.0, 5.0, 0.5]}
+    plain, _ = run(models, data, [range(8)], 10_000)
+    whole, expected = run(models, data, [range(8)], 10_000, **keys)
+    sums, gradients = run(models, data, [[0, 3, 5, 7], [1, 2, 4, 6]], 40, **keys)
+    assert sums == pytest.approx(whole, rel=1e-4, abs=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], atol=2e-5, rtol=1e-4)
+    for name in ("policy_loss", "value_loss"):
+        assert abs(whole[name] / plain[name] - 1) > 1e-3
+    assert whole["kl_loss"] == plain["kl_loss"]
+
+
 def slow(models, data, level, beta, alpha):
     """Row by row with the whole softmax, loops over units, from the formulas."""
     policy, critic, reference = models
