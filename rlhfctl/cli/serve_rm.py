@@ -26,6 +26,7 @@ def serve_rm(
         str | None, typer.Option(metavar="NAME", help="Environment variable that holds the bearer token.")
     ] = None,
     max_batch: Annotated[int, typer.Option(metavar="N", help="Most samples scored together.", min=1)] = 256,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="What runs a model: plain or vllm.")] = "plain",
     data: Annotated[
         str | None, typer.Option(metavar="FILE", help="Rows that /get_reward finds by their prompt.")
     ] = None,
@@ -55,6 +56,8 @@ def serve_rm(
         raise UsageError("serve what? `rlhfctl serve-rm MODEL_OR_RULES`")
     if match is not None and (data is None or match not in MATCHES):
         raise UsageError(f"--match {match}: give {', '.join(MATCHES)}, and the rows with --data FILE")
+    if engine not in ("plain", "vllm"):
+        raise UsageError(f"--engine {engine}: give plain or vllm")
     key = api_key(api_key_env)
     prepare_environment()
     try:
@@ -68,7 +71,7 @@ def serve_rm(
     with opened:
         rows = matching.Rows(data, MATCHES[match or "exact"]) if data is not None else None
         try:
-            served = scorers.open_served(source)
+            served = scorers.open_served(source, engine)
         except ModuleNotFoundError as error:
             raise Unable(f"{source} needs {error.name}: pip install 'rlhfctl[serve]'") from None
         address = f"http://{f'[{host}]' if ':' in host else host}:{opened.getsockname()[1]}"

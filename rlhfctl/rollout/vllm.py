@@ -17,11 +17,10 @@ from torch import nn
 from rlhfctl.errors import RunFailed, Unable
 from rlhfctl.models.load import config_of, head_weight
 from rlhfctl.models.merged import merged_weights
+from rlhfctl.models.vllm_start import cache_bytes, first_line, set_environment
 from rlhfctl.rollout.canary import canary_ids, compare
 from rlhfctl.rollout.sampling import stream_key
 from rlhfctl.rollout.types import Request, Rollout, Sampling
-
-BLOCK = 128  # tokens of one cache block on CPU; less on GPUs
 
 
 class VllmEngine:
@@ -148,29 +147,3 @@ def rollout(request: Request, output: Any) -> Rollout:
 
 def pack_head(model: Any) -> None:
     model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
-
-
-def cache_bytes(config: Any, dtype: torch.dtype, tokens: int) -> int:
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    blocks = -(-tokens // BLOCK) + 2
-    return int(2 * config.num_hidden_layers * heads * dim * dtype.itemsize * blocks * BLOCK)
-
-
-def set_environment(on_cpu: bool, cores: list[int]) -> None:
-    """Before the first import of vLLM. One process: its weights are updated from this one."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")  # its errors reach us as exceptions
-    if on_cpu:
-        import torch._dynamo
-
-        # It would compile the sampler's few functions with g++: seconds for nothing.
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"
-        torch._dynamo.config.disable = True
-        first = int(os.environ.get("LOCAL_RANK", "0")) * torch.get_num_threads()
-        mine = [cores[(first + k) % len(cores)] for k in range(min(torch.get_num_threads(), len(cores)))]
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(str(core) for core in mine))
-
-
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rlhfctl.errors import Refused, RlhfctlError, RunFailed, Unable
 from rlhfctl.models.load import config_of, head_weight
+from rlhfctl.models.vllm_start import cache_bytes, first_line
 from rlhfctl.recipe.rollout_server import RolloutServer
 from rlhfctl.rollout import ranks, server_sync, vllm_process
 from rlhfctl.rollout.canary import canary_ids, compare
@@ -29,7 +30,6 @@ from rlhfctl.rollout.handshake import ServerInfo, ask, mismatch
 from rlhfctl.rollout.parallel import in_parallel
 from rlhfctl.rollout.sampling import stream_key
 from rlhfctl.rollout.types import EngineLost, Request, Rollout, Sampling
-from rlhfctl.rollout.vllm import cache_bytes, first_line
 from rlhfctl.rollout.vllm_client import Client, Lost
 
 Say = Callable[[str], None]

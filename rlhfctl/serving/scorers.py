@@ -32,10 +32,14 @@ class Served:
     markers: tuple[str, ...] = ()
 
 
-def open_served(source: str) -> Served:
-    """A directory is a model, a .py file (or FILE.py:FUNCTION) rules. Raises UsageError, TemplateMismatch, Refused."""
+def open_served(source: str, engine: str = "plain") -> Served:
+    """A directory is a model, a .py file (or FILE.py:FUNCTION) rules. engine: what runs a model, plain or vllm.
+
+    Raises UsageError, TemplateMismatch, Refused, Unable."""
     if Path(source).is_dir():
-        return open_model(source)
+        return open_model(source, engine)
+    if engine != "plain":
+        raise UsageError(f"--engine {engine} runs reward models, and {source} is no model directory")
     path, _, function = source.partition(".py")
     path, function = f"{path}.py", function.removeprefix(":")
     if Path(path).is_file() and source in (path, f"{path}:{function}"):
@@ -43,13 +47,15 @@ def open_served(source: str) -> Served:
     raise UsageError(f"{source} is neither a model directory nor a python file with a reward function")
 
 
-def open_model(path: str) -> Served:
+def open_model(path: str, engine: str = "plain") -> Served:
     from transformers.utils import logging
 
     from rlhfctl.rewards.model import ModelReward
 
     logging.disable_progress_bar()
     source = ModelReward(ModelSource(kind="model", path=path))
+    if engine == "vllm":
+        source.model = pooled(source.model, path)
     rm = source.bridge.rm
     model = source.model
     tokenizer = rm.tokenizer.to_str()
@@ -73,6 +79,16 @@ def open_model(path: str) -> Served:
         max_length=source.bridge.options.max_length,
     )
     return Served(info, [ModelScorer(source.score)], tuple(rm.markers))
+
+
+def pooled(plain: Any, path: str) -> Any:
+    """The same reward model on vLLM. Raises Refused for one that reads both ways, which vLLM's runner does not."""
+    from rlhfctl.models.pooled_reward import PooledRewardModel
+    from rlhfctl.models.reward_model import RewardModel
+
+    if not isinstance(plain, RewardModel):
+        raise Refused(f"{path} is an encoder, which --engine vllm does not run: serve it without")
+    return PooledRewardModel(plain, path)
 
 
 def open_rules(path: str, function: str = "") -> Served:
