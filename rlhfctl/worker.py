@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rlhfctl.errors import Interrupted, RlhfctlError, RunFailed
+from rlhfctl.errors import Interrupted, RlhfctlError, RunFailed, Unable
 from rlhfctl.failure import Failure, write_failure
 from rlhfctl.heartbeat import heartbeat
 from rlhfctl.run_dir import RunDir, is_disk_full
@@ -36,6 +36,18 @@ TRAINERS = {
     "ppo": "rlhfctl.trainers.ppo",
     "reft": "rlhfctl.trainers.reft",
     "oreo": "rlhfctl.trainers.oreo_rounds",
+}
+
+# What CUDA and torch say where they do not fit each other or the GPU, and what it means.
+CUDA_TROUBLE = {
+    "driver version is insufficient": "the NVIDIA driver is older than the CUDA of this torch: update the driver, or "
+    "install a torch built for an older CUDA",
+    "NVIDIA driver on your system is too old": "the NVIDIA driver is older than the CUDA of this torch: update the "
+    "driver, or install a torch built for an older CUDA",
+    "no kernel image is available": "this torch has no kernels for this GPU: install a build for its "
+    "compute capability",
+    "Torch not compiled with CUDA enabled": "this torch is a CPU build: install a CUDA build to use the GPU",
+    "Found no NVIDIA driver": "no NVIDIA driver is loaded: install it, or in a container start it with --gpus all",
 }
 
 # mallopt parameters (malloc.h): large tensors come from the heap and stay there, which saves the page faults of
@@ -145,6 +157,9 @@ def explain(error: BaseException, stop: StopRequest) -> RlhfctlError | None:
         return RunFailed(f"the GPU ran out of memory: {less}")
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
         return RunFailed(f"this machine ran out of memory: {less}")
+    for sign, sentence in CUDA_TROUBLE.items():
+        if sign in text:
+            return Unable(f"{sentence}; `rlhfctl doctor` shows what is here")
     if is_disk_full(error):
         return RunFailed(f"the disk is full ({text.splitlines()[0]}): free some space, then add --resume")
     return None

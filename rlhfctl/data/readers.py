@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhfctl.data.bad_row import BadRow
 from rlhfctl.errors import Refused, Unable
+from rlhfctl.templates.hub import hub_failure
 
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row | BadRow]
@@ -130,9 +131,9 @@ def _hub(name: str, split: str, subset: str | None) -> Iterator[NumberedRow]:
     try:
         table = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # the hub client raises a dozen types: offline, absent, gated, unknown split
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason, fix = hub_failure(error, name)
         raise Refused(
-            f"{name} is no file here, and split {split!r} of it does not load from the hub: {reason}"
+            f"{name} is no file here, and split {split!r} of it does not load from the hub: {reason}; {fix}"
         ) from None
     for number, row in enumerate(table, start=1):
         yield number, dict(row)

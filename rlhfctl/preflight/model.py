@@ -61,8 +61,9 @@ def check_place(key: str, path: str) -> list[Finding]:
             )
         ]
     from rlhfctl.templates.files import resolve_directory
+    from rlhfctl.templates.hub import hub_failure
 
-    reason = "HF_HUB_OFFLINE is set"
+    reason, fix = "HF_HUB_OFFLINE is set", f"set {key} to a local directory, or unset HF_HUB_OFFLINE"
     if not offline():
         try:
             resolve_directory(
@@ -70,16 +71,16 @@ def check_place(key: str, path: str) -> list[Finding]:
             )  # configuration, tokenizer and template: what the checks read
             return []
         except RlhfctlError as unreachable:
-            reason = unreachable.message
-    return [not_here(key, path, reason)]
+            reason, fix = hub_failure(unreachable.__cause__ or unreachable, path)
+    return [not_here(key, path, reason, fix)]
 
 
-def not_here(key: str, path: str, reason: str) -> Finding:
+def not_here(key: str, path: str, reason: str, fix: str) -> Finding:
     return error(
         "W002",
         f"{key}: {path} is not in the local hub cache and cannot be downloaded",
         reason,
-        f"set {key} to a local directory, or download it on a machine with a network",
+        fix,
         exit_code=4,
     )
 
@@ -114,7 +115,8 @@ def check_files(inputs: Inputs, key: str, path: str, weights: bool) -> list[Find
         ]
     if checkpoint.empty and looks_like_hub_id(path):
         if offline():
-            return [not_here(key, path, "its weights are not cached, and HF_HUB_OFFLINE is set")]
+            fix = f"set {key} to a local directory, or unset HF_HUB_OFFLINE"
+            return [not_here(key, path, "its weights are not cached, and HF_HUB_OFFLINE is set", fix)]
         return [
             Finding(
                 "W003",

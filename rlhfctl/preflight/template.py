@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhfctl.errors import RlhfctlError, TemplateMismatch
 from rlhfctl.preflight.finding import Finding
-from rlhfctl.preflight.inputs import Inputs, NotThere
+from rlhfctl.preflight.inputs import Inputs, NotThere, locate
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.templates.traits import Traits
 
@@ -36,7 +36,27 @@ SAFE = {"K001", "K010", "K013", "T025"}
 SAMPLED_SAFE = {"T024", "T032", "K011"}
 
 
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)  # one of them is there
+
+
 def check(inputs: Inputs) -> Iterator[Finding]:
+    place = locate(inputs.tokenizer_path)
+    if place is not None and not any((place / name).exists() for name in TOKENIZER):
+        yield Finding(
+            "T000",
+            "error",
+            "the policy has no tokenizer",
+            f"{inputs.tokenizer_path} holds none of {', '.join(TOKENIZER)}",
+            "copy the base model's tokenizer files there, or set policy.tokenizer to a directory with tokenizer.json",
+            "policy",
+            exit_code=5,
+        )
+        return
     try:
         _ = inputs.encoder
     except TemplateMismatch:

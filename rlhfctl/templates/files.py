@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfctl.errors import UsageError
+from rlhfctl.templates.hub import hub_failure
 
 TOKENIZER_FILES = ["*.json", "*.jinja", "additional_chat_templates/*.jinja"]
 NOT_WANTED = ["*.index.json"]
@@ -61,11 +62,16 @@ def resolve_directory(path: str, local: bool) -> Path:
             )
         )
     except Exception as error:  # offline, unknown name, gated: the library has many classes for it
-        where = "the local Hugging Face cache" if local else "the Hugging Face hub or the local cache"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if local:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            where = "the local Hugging Face cache"
+            raise UsageError(
+                f"{path} is no directory here and could not be read from {where}: {reason}"
+            ) from error
+        cause, fix = hub_failure(error, path)
         raise UsageError(
-            f"{path} is no directory here and could not be read from {where}: {reason}"
-        ) from None
+            f"{path} is no directory here and did not come from the hub: {cause}; {fix}"
+        ) from error
 
 
 def embedding_rows(directory: Path) -> int | None:
