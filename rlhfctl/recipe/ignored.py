@@ -203,6 +203,15 @@ def ignored_keys_of_oreo(recipe: "OreoRecipe") -> list[str]:
         ("train", recipe.train, "samples_every", False, "ppo"),
         ("train", recipe.train, "samples_per_step", False, "ppo"),
     ]
+    if recipe.rollout is not None:
+        samples = recipe.collect is not None or recipe.value_fit is not None
+        table += [
+            ("rollout", recipe.rollout, key, False, "ppo") for key in ("n", "dynamic_sampling", "max_refills")
+        ]
+        table += [
+            ("rollout", recipe.rollout, key, samples, "collect and value_fit: evaluation is greedy, with hf")
+            for key in ("temperature", "top_p", "engine")
+        ]
     return [
         f"{section}.{key} is ignored here: it belongs to {owner}"
         for section, values, key, used, owner in table

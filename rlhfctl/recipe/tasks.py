@@ -293,6 +293,8 @@ def offline_problem(recipe: OreoRecipe) -> str | None:
         return "rollout in an oreo recipe is for answers that reward judges: add reward, or remove rollout"
     if fit is not None and collect is None and not fit.prompts:
         return "value_fit needs value_fit.prompts: data.train holds trajectories, no prompts to sample"
+    if recipe.rollout is not None and recipe.rollout.engine == "vllm_server":
+        return "rollout.engine vllm_server belongs to ppo and reft: oreo samples with hf or vllm"
     if recipe.deepspeed is not None and sampling:
         return f"{' and '.join(sampling)} of an oreo recipe samples and trains by the plain engine: remove deepspeed"
     lora = recipe.policy.lora

@@ -11,6 +11,7 @@ SHOWN = {
     "loss/sft": "loss",
     "loss/rm": "loss",
     "loss/policy": "loss",
+    "loss/value_fit": "loss",
     "reward/mean": "reward",
     "kl/reference": "kl",
     "rm/accuracy": "accuracy",

@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhfctl.data.encode import PromptRow
+from rlhfctl.data.encode import DropReport, PromptRow, encode_prompts
+from rlhfctl.data.load import load_samples
 from rlhfctl.errors import Interrupted, RunFailed
 from rlhfctl.evaluation.answers import Answer, Judge
 from rlhfctl.evaluation.run import Answerer
 from rlhfctl.evaluation.settings import Settings
 from rlhfctl.evaluation.subject import Subject
-from rlhfctl.recipe.sections import Policy
+from rlhfctl.recipe.sections import DataSource, Policy
 from rlhfctl.recipe.tasks import OreoRecipe
 from rlhfctl.rollout.types import Request
 from rlhfctl.run_dir import write_text
@@ -36,6 +37,16 @@ def answerer_of(ctx: RunContext, recipe: OreoRecipe, policy: Policy) -> Answerer
         str(policy.path), search="sample", seed=recipe.seed, delimiters=recipe.algorithm.step_delimiters
     )
     return Answerer(subject, settings, ctx.say)
+
+
+def prompts_of(
+    recipe: OreoRecipe, sources: list[DataSource], answerer: Answerer
+) -> tuple[list[PromptRow], DropReport]:
+    """The sources' prompts that fit the recipe's limit and the model's context."""
+    samples = load_samples(sources, recipe.data.max_bad_rows).samples
+    limits = (recipe.evaluation_rollout().max_prompt_length, answerer.longest_prompt)
+    longest = min((limit for limit in limits if limit is not None), default=None)
+    return encode_prompts(samples, answerer.encoder, longest)
 
 
 def sampled(

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhfctl.data.encode import encode_prompts
-from rlhfctl.data.load import load_samples
 from rlhfctl.errors import Refused
 from rlhfctl.evaluation import collect as rows
 from rlhfctl.evaluation.answers import Judge
@@ -23,7 +21,7 @@ from rlhfctl.recipe.tasks import OreoRecipe
 from rlhfctl.rewards.build import build_sources
 from rlhfctl.run_dir import is_complete
 from rlhfctl.trainers import oreo, value_phase
-from rlhfctl.trainers.collect import answerer_of, forget, sampled
+from rlhfctl.trainers.collect import answerer_of, forget, prompts_of, sampled
 from rlhfctl.trainers.context import Phase, RunContext
 from rlhfctl.trainers.distributed import barrier
 
@@ -84,9 +82,8 @@ def round_recipe(recipe: OreoRecipe, before: Path | None) -> OreoRecipe:
 
 def collect(ctx: RunContext, recipe: OreoRecipe, wanted: Collect, number: int, file: Path) -> None:
     """Sample the round's policy on data.train, judge, balance, and write trajectories, whole or not at all."""
-    samples = load_samples(recipe.data.train, recipe.data.max_bad_rows).samples
     answerer = answerer_of(ctx, recipe, recipe.policy)
-    prompts, dropped = encode_prompts(samples, answerer.encoder, answerer.longest_prompt)
+    prompts, dropped = prompts_of(recipe, recipe.data.train, answerer)
     if not prompts:
         raise Refused(f"no prompt of data.train can be sampled: {dropped.sentence()}")
     assert recipe.reward is not None

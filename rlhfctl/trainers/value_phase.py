@@ -6,8 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from rlhfctl.data.encode import PromptRow, encode_prompts
-from rlhfctl.data.load import load_samples
+from rlhfctl.data.encode import PromptRow
 from rlhfctl.errors import Refused
 from rlhfctl.evaluation.answers import Judge
 from rlhfctl.evaluation.run import Answerer
@@ -17,7 +16,7 @@ from rlhfctl.recipe.tasks import OreoRecipe
 from rlhfctl.rewards.build import build_sources
 from rlhfctl.run_dir import is_complete
 from rlhfctl.trainers import checkpoint
-from rlhfctl.trainers.collect import answerer_of, forget, sampled
+from rlhfctl.trainers.collect import answerer_of, forget, prompts_of, sampled
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import barrier, sum_over_ranks
 from rlhfctl.trainers.logbook import Logbook, refuse_non_finite
@@ -46,8 +45,7 @@ def train(ctx: RunContext) -> None:
         update={"from_config": None, "tokenizer": None, "chat_template": None, **own}
     )
     answerer = answerer_of(ctx, recipe, final)
-    samples = load_samples(fit.prompts or recipe.data.train, recipe.data.max_bad_rows).samples
-    prompts, dropped = encode_prompts(samples, answerer.encoder, answerer.longest_prompt)
+    prompts, dropped = prompts_of(recipe, fit.prompts or recipe.data.train, answerer)
     if len(prompts) <= fit.held_out:
         raise Refused(
             f"value_fit.held_out {fit.held_out} leaves no prompt to sample of {len(prompts)}; {dropped.sentence()}"

@@ -138,7 +138,11 @@ def test_the_initial_policy_as_reference_and_balanced_samples(
         if not each.startswith(("policy.", "data.eval", "value_fit.", "collect.samples"))
     ]
     mine += [f"policy.path={tmp_path}/start", "data.eval=[]", "value_fit=null"]
-    mine += ["collect.reference=initial", "collect.balance=1", "collect.samples=4"]
+    mine += [
+        "collect.reference=initial",
+        "collect.balance=1",
+        "collect.samples=4",
+    ]
     directory = run(tmp_path / "run", mine, resume=False)
     rows = told(directory)
     assert rows[3]["phase"] == 2
@@ -149,6 +153,8 @@ def test_the_initial_policy_as_reference_and_balanced_samples(
         kept.setdefault(line["prompt_id"], []).append(line["correct"])
     assert all(len(each) == len(set(each)) for each in kept.values())
     assert not (directory.path / "critic").exists()
+    with pytest.raises(Refused, match=r"no prompt of data.train can be sampled: .*too long"):
+        run(tmp_path / "short", [*mine, "rollout.max_prompt_length=4"], resume=False)
     assert (directory.value_model / "config.json").is_file()
 
 
@@ -158,6 +164,9 @@ def test_the_initial_policy_as_reference_and_balanced_samples(
         (["reward=null", "data.eval=[]"], "collect and value_fit of an oreo recipe needs reward"),
         (["collect=null"], "value_fit needs value_fit.prompts"),
         (["deepspeed={zero_stage: 1}"], "collect and value_fit of an oreo recipe samples"),
+        (["rollout.n=2"], "rollout.n is ignored here"),
+        (["rollout.temperature=0.5", "collect=null", "value_fit=null"], "rollout.temperature is ignored here"),
+        (["rollout.engine=vllm_server"], "oreo samples with hf or vllm"),
         (["reference=x"], "set collect.reference to initial"),
         (["collect.reference=initial", "policy.from_config=a", "policy.tokenizer=a", "policy.path=null"],
          "collect.reference initial needs policy.path"),
