@@ -18,10 +18,20 @@ from rlhfctl.launch.plan import Plan
 from rlhfctl.preflight.devices import Machine
 from rlhfctl.run_dir import RunDir, write_text
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "datasets", "numpy", "math-verify")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "peft",
+    "datasets",
+    "numpy",
+    "math-verify",
+    "deepspeed",
+)
 # Only variables that change what is computed or where; anything else may hold a secret.
 ENVIRONMENT = re.compile(
-    r"(OMP|GOMP|KMP|MKL|OPENBLAS|NCCL|GLOO|CUBLAS|CUDNN|TORCH|PYTORCH|TORCHINDUCTOR|TRITON)_\w+"
+    r"(DS|OMP|GOMP|KMP|MKL|OPENBLAS|NCCL|GLOO|CUBLAS|CUDNN|TORCH|PYTORCH|TORCHINDUCTOR|TRITON)_\w+"
     r"|CUDA_VISIBLE_DEVICES|CUDA_LAUNCH_BLOCKING|TOKENIZERS_PARALLELISM|HF_HUB_OFFLINE|HF_HOME"
     r"|TRANSFORMERS_OFFLINE|PYTHONHASHSEED|PYTHONPATH|LD_PRELOAD|LD_LIBRARY_PATH|RLHFCTL_\w+"
     r"|SLURM_(JOB_ID|NODEID|PROCID|NNODES|NTASKS)"

@@ -51,12 +51,6 @@ def problems(recipe: "Recipe") -> list[str]:
         found.append(
             f"policy.quantization {recipe.policy.quantization} cannot be kept in parts: use deepspeed.zero_stage 2"
         )
-    rollout = getattr(recipe, "rollout", None)
-    if stage == 3 and rollout is not None and rollout.engine == "vllm":
-        found.append(
-            "rollout.engine vllm cannot gather parameters that deepspeed.zero_stage 3 keeps in parts: use "
-            "rollout.engine hf or vllm_server, or zero_stage 2"
-        )
     if getattr(recipe, "method", "reft") == "online_st":
         found.append("method online_st has no DeepSpeed engine: train without the deepspeed section")
     return found

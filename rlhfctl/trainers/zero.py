@@ -13,7 +13,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -133,7 +133,9 @@ class ZeroOptimizer:
             yield
             return
         offload = self.engine.optimizer.parameter_offload
-        with deepspeed.zero.GatheredParameters(self.root.parameters()):
+        with ExitStack() as gathered:
+            for bucket in buckets(self.root.parameters(), self.spec.bucket_elements):
+                gathered.enter_context(deepspeed.zero.GatheredParameters(bucket))
             for hook in (*offload.forward_hooks, *offload.backward_hooks):
                 hook.remove()
             offload.forward_hooks, offload.backward_hooks = [], []
@@ -187,6 +189,20 @@ class ZeroOptimizer:
         if self.plain_adam:
             return self.adam.state[parameter][key]
         return fragments.safe_get_full_optimizer_state(parameter, key)
+
+
+def buckets(parameters: Iterable[Any], elements: int) -> Iterator[list[Any]]:
+    """Parameters that one collective gathers: at most `elements` together, a larger one alone."""
+    bucket: list[Any] = []
+    size = 0
+    for parameter in parameters:
+        if bucket and size + parameter.ds_numel > elements:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(parameter)
+        size += parameter.ds_numel
+    if bucket:
+        yield bucket
 
 
 def make_moments(engine: Any, stage: int) -> None:
