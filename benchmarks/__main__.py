@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.workload import make_data, make_model
@@ -64,7 +65,10 @@ WORKLOADS = {
 }
 
 
-def run(name: str, options: argparse.Namespace, model: Path, data: Path) -> dict[str, object]:
+def run(
+    name: str, options: argparse.Namespace, model: Path, data: Path, overrides: Sequence[str] = ()
+) -> dict[str, object]:
+    """One run of a workload. overrides: KEY=VALUE changes of its recipe."""
     recipe, values = WORKLOADS[name]
     filled = {"model": model, "here": Path(__file__).parent, "name": name, "threads": options.threads}
     filled |= {"data": data, "dtype": options.dtype, **values}
@@ -74,7 +78,8 @@ def run(name: str, options: argparse.Namespace, model: Path, data: Path) -> dict
         path, directory = Path(scratch) / "recipe.yaml", Path(scratch) / "run"
         path.write_text(recipe.format(**filled))
         task = {SFT: "sft", RM: "rm"}.get(recipe, "ppo")
-        command = [sys.executable, "-m", "rlhfctl", task, str(path), "--run-dir", str(directory), "-q"]
+        command = [sys.executable, "-m", "rlhfctl", task, str(path), *overrides, "--run-dir"]
+        command += [str(directory), "-q"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{name} failed with exit code {done.returncode}:\n{done.stderr}")

@@ -8,6 +8,7 @@ import json
 import math
 import random
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 SEED = 20260
@@ -67,19 +68,34 @@ def make_model(out: Path, vocabulary: int) -> None:
         (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
 
 
-def make_data(model: Path, out: Path, rows: int = 256) -> None:
-    """sft.jsonl {"prompt", "response"}, pref.jsonl {"prompt", "chosen", "rejected"}, conversations of about 142 tokens,
-    and prompts.jsonl {"prompt"}."""
+def text_maker(model: Path, rng: random.Random) -> Callable[[int], str]:
+    """text(length): a random stretch of about so many tokens."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     stream = tokenizer.encode(library_text()).ids
-    rng = random.Random(SEED)
 
     def text(length: int) -> str:
         start = rng.randrange(len(stream) - length)
         return tokenizer.decode(stream[start : start + length]).strip() or "x"
 
+    return text
+
+
+def make_rows_of(model: Path, out: Path, length: int, rows: int) -> None:
+    """out/sft.jsonl: conversations of about `length` tokens, the template's included, half of them the response's."""
+    text = text_maker(model, random.Random(SEED))
+    half = (length - 16) // 2
+    out.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"prompt": text(half), "response": text(half)}) + "\n" for _ in range(rows))
+    (out / "sft.jsonl").write_text("".join(lines))
+
+
+def make_data(model: Path, out: Path, rows: int = 256) -> None:
+    """sft.jsonl {"prompt", "response"}, pref.jsonl {"prompt", "chosen", "rejected"}, conversations of about 142 tokens,
+    and prompts.jsonl {"prompt"}."""
+    rng = random.Random(SEED)
+    text = text_maker(model, rng)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "sft.jsonl").open("w") as file:
         for _ in range(rows):
