@@ -19,7 +19,7 @@ def verify(chains, cli, tmp_path):
 
     def run(recipe, *words, check=True):
         keys = [f"policy={{from_config: {chains}/model, tokenizer: {chains}/model}}", "train.batch_size=8"]
-        return cli("doctor", "--verify-resume", recipe, *keys, *words, cwd=tmp_path, check=check)
+        return cli("doctor", "--verify-resume", recipe, *keys, *words, cwd=tmp_path, check=check, timeout=900)
 
     return run
 
