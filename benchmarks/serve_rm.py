@@ -1,12 +1,13 @@
 """The reward service: many clients of one sample each against one request at a time, and what failures lose.
 
-    python -m benchmarks.serve_rm [--model DIR] [--requests N] [--rows N]
+    python -m benchmarks.serve_rm [--model DIR | --hidden N --layers N] [--tokens N] [--requests N] [--rows N]
 
 JSON lines. serve_rm/alone, serve_rm/clients-N: single-sample requests, a second or more of them, to `rlhfctl serve-rm`;
 requests_per_s, latency p50 and p99 in ms, lost (no answer), wrong (an answer that is not this sample's), and `speedup`
 over one at a time. serve_rm/faults, serve_rm/kills: rows scored by a `kind: remote` source on two servers, with 5 % of
 the connections cut and with one server killed again and again; lost counts rows without a score, wrong those with
-another's. Without --model a small one of the quickstart's size is made here.
+another's. cpu_ms: of the service, a request. Without --model a small one of the quickstart's size is made here, or one
+of --hidden and --layers; --tokens lengthens the responses to about so many tokens.
 """
 
 import argparse
@@ -32,7 +33,7 @@ CLIENTS = (16, 64, 500)
 FAULTS = 0.05
 
 
-def make_reward_model(out: Path) -> None:
+def make_reward_model(out: Path, hidden: int | None = None, layers: int | None = None) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -43,13 +44,21 @@ def make_reward_model(out: Path) -> None:
     write_model(out)
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(out, num_labels=1)
+    if hidden is not None:
+        config.hidden_size, config.intermediate_size, config.head_dim = hidden, 3 * hidden, 64
+        config.num_attention_heads = config.num_key_value_heads = max(1, hidden // 64)
+        config.max_position_embeddings = 2048
+    if layers is not None:
+        config.num_hidden_layers = layers
     AutoModelForSequenceClassification.from_config(config).save_pretrained(out)
 
 
-def row(n: int) -> dict[str, Any]:
-    """A question of the quickstart's task with a chain of four steps; no two are equal."""
+def row(n: int, tokens: int = 0) -> dict[str, Any]:
+    """A question of the quickstart's task with a chain of four steps; no two are equal. tokens: about so many, by
+    saying the chain again."""
     digits = [int(d) for d in f"{n:05d}"]
     steps = "\n".join(f"{a}+{b}={(a + b) % 10}" for a, b in pairwise(digits))
+    steps = "\n".join([steps] * max(1, tokens // 24))
     question = [{"role": "user", "content": "+".join(map(str, digits)) + "?"}]
     return {
         "id": f"r{n}",
@@ -70,6 +79,11 @@ class Service:
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()
         self.port = urlsplit(self.url).port or 0
+
+    def cpu_seconds(self) -> float:
+        """User and system time so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def kill(self) -> None:
         self.process.kill()
@@ -101,8 +115,9 @@ async def client(
     writer.close()
 
 
-def measure(port: int, clients: int, requests: int) -> dict[str, Any]:
-    rows = [row(n) for n in range(requests)]
+def measure(service: Service, clients: int, requests: int, tokens: int = 0) -> dict[str, Any]:
+    rows = [row(n, tokens) for n in range(requests)]
+    port, cpu = service.port, service.cpu_seconds()
     found: dict[str, float] = {}
     seconds: list[float] = []
 
@@ -120,6 +135,7 @@ def measure(port: int, clients: int, requests: int) -> dict[str, Any]:
         "requests_per_s": round(requests / wall, 1),
         "p50_ms": round(1000 * seconds[len(seconds) // 2], 2),
         "p99_ms": round(1000 * seconds[len(seconds) * 99 // 100], 2),
+        "cpu_ms": round(1000 * (service.cpu_seconds() - cpu) / requests, 2),
         "lost": requests - len(found),
         "scores": found,
     }
@@ -193,28 +209,32 @@ def score_all(
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--hidden", type=int)
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--tokens", type=int, default=0)
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--rows", type=int, default=4000)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as directory:
         model = options.model or Path(directory) / "rm"
         if options.model is None:
-            make_reward_model(model)
+            make_reward_model(model, options.hidden, options.layers)
         services = [Service(model), Service(model)]
         try:
-            bench(services, options.requests, options.rows)
+            bench(services, options.requests, options.rows, options.tokens)
         finally:
             for service in services:
                 service.process.terminate()
                 service.process.wait()
 
 
-def bench(services: list[Service], requests: int, count: int) -> None:
-    port = services[0].port
-    measure(port, 4, 100)  # warm
-    alone = measure(port, 1, max(200, requests // 10))
+def bench(services: list[Service], requests: int, count: int, tokens: int) -> None:
+    first = services[0]
+    measure(first, 4, 100, tokens)  # warm
+    alone = measure(first, 1, max(200, requests // 10), tokens)
     wanted: dict[str, float] = {}
-    results = [("alone", alone), *((f"clients-{n}", measure(port, n, max(requests, 2 * n))) for n in CLIENTS)]
+    many = ((f"clients-{n}", measure(first, n, max(requests, 2 * n), tokens)) for n in CLIENTS)
+    results = [("alone", alone), *many]
     for name, result in results:
         scores = result.pop("scores")
         result["wrong"] = sum(
@@ -223,7 +243,7 @@ def bench(services: list[Service], requests: int, count: int) -> None:
         speedup = round(result["requests_per_s"] / alone["requests_per_s"], 2)
         print(json.dumps({"name": f"serve_rm/{name}", **result, "speedup": speedup}), flush=True)
 
-    rows = [row(n) for n in range(min(count, len(wanted)))]
+    rows = [row(n, tokens) for n in range(min(count, len(wanted)))]
     cutting = [Cutting(service.port, FAULTS, seed) for seed, service in enumerate(services)]
     result = score_all([each.url for each in cutting], rows, wanted)
     print(

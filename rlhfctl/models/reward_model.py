@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
 from rlhfctl.models.encoder_reward import EncoderRewardModel, is_encoder, load_encoder_reward
+from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import config_of, load_trunk
 from rlhfctl.models.packing import pack_reading, plan_packs
 from rlhfctl.models.value_head import (
@@ -30,6 +31,7 @@ from rlhfctl.models.value_head import (
     token_classifier,
 )
 
+BUCKET = 64  # half of training's: a service scores many a row alone
 READS = ("last_token", "token_sum", "step_end")
 
 
@@ -85,10 +87,11 @@ class RewardModel(nn.Module):
     ) -> list[list[float]]:
         """The head at the given token indices of each row, as it is: without mean and std."""
         device = self.head.weight.device
+        bucket = min(BUCKET, shape_bucket(next(self.trunk.parameters()).dtype, device))
         found: list[list[float]] = [[] for _ in rows]
         lengths = [len(row) for row in rows]
         for members in plan_packs(range(len(rows)), lengths, budget):
-            pack = pack_reading(members, rows, places, device)
+            pack = pack_reading(members, rows, places, device, bucket)
             hidden = self.trunk(
                 input_ids=pack.ids, position_ids=pack.positions, use_cache=False, layout=pack.layout
             ).last_hidden_state[0]

@@ -1,7 +1,7 @@
 """The HTTP side of the reward service. Scoring is in batching.py and scorers.py, the wire's form in protocol.py."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from rlhfctl.serving.protocol import SCHEMA, OpenRlhfRequest, RewardsRequest, Sa
 from rlhfctl.serving.replies import Json, Rejected, rejection
 from rlhfctl.serving.scorers import Served
 
+LOOK_SECONDS = 0.25  # from then on a client that waits is watched
 CLIENT_GONE = 499  # nobody reads it; the metrics count it
 
 Form = TypeVar("Form", bound=BaseModel)
@@ -166,22 +167,39 @@ def plain(sample: Sample) -> dict[str, Any]:
     return {**sample.model_dump(exclude={"messages"}), "messages": messages}
 
 
-async def unless_gone(request: Request, scoring: Awaitable[list[Outcome]]) -> list[Outcome]:
-    """Its result; where the client hangs up first, the samples are taken back."""
-    task = asyncio.ensure_future(scoring)
-    gone = asyncio.ensure_future(hung_up(request))
+async def unless_gone(request: Request, scoring: Coroutine[Any, Any, list[Outcome]]) -> list[Outcome]:
+    """Its result; where the client hangs up first, the samples are taken back.
+
+    Most answers are there before anyone looks whether the client still is: to look costs tasks, on the one loop."""
+    here = asyncio.current_task()
+    assert here is not None
+    watch: list[asyncio.Task[None]] = []
+    gone = False
+
+    async def look() -> None:
+        nonlocal gone
+        await hung_up(request)
+        gone = True
+        here.cancel()
+
+    timer = asyncio.get_running_loop().call_later(
+        LOOK_SECONDS, lambda: watch.append(asyncio.ensure_future(look()))
+    )
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Rejected(CLIENT_GONE, "the client went away")
-        return task.result()
+        return await scoring
     except Full:
         raise Rejected(
             503, "too many samples are waiting; come again", headers={"Retry-After": "1"}
         ) from None
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        here.uncancel()
+        raise Rejected(CLIENT_GONE, "the client went away") from None
     finally:
-        task.cancel()
-        gone.cancel()
+        timer.cancel()
+        for task in watch:
+            task.cancel()
 
 
 async def hung_up(request: Request) -> None:

@@ -129,3 +129,15 @@ def test_others_are_answered_while_many_stall(address: tuple[str, int], sample: 
     finally:
         for connection in stalled:
             connection.close()
+
+
+def test_a_client_that_leaves_while_it_waits_is_noticed(address: tuple[str, int], sample: Any) -> None:
+    content = json.dumps({"samples": [sample(sleep=1.0)]}).encode()
+    with socket.create_connection(address) as connection:
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(content) + content)
+        time.sleep(0.1)
+    ends = time.monotonic() + 10
+    counted = 'rlhfctl_requests_total{code="499",path="/v1/rewards"} 1.0'
+    while counted not in httpx.get(f"http://{address[0]}:{address[1]}/metrics").text:
+        assert time.monotonic() < ends
+        time.sleep(0.05)
