@@ -14,6 +14,7 @@ from rlhfctl.preflight import (
     judgements,
     loss_mask,
     machine,
+    memory,
     model,
     offline,
     quantized,
@@ -41,6 +42,7 @@ CHECKS: dict[str, Callable[[Inputs], Iterable[Finding]]] = {
     "reward": reward.check,
     "machine": machine.check,
     "rollout engine": engine.check,
+    "memory": memory.check,
 }
 SEVERITIES = ("error", "warning", "info")
 # What a command ends with when several checks fail: the recipe's own faults before the machine's.

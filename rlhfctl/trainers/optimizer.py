@@ -162,13 +162,13 @@ class Optimizer(Plain):
         self.steps += 1
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, as tensors under the parameters' names."""
+        """Everything a resumed run needs, as tensors under the parameters' names: the optimizer's own, not copies."""
         tensors: dict[str, Tensor] = {"steps": torch.tensor([self.steps])}
         for (name, parameter), master in zip(self.named, self.masters, strict=True):
             state = self.adam.state.get(master, {})
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if key in state:
-                    tensors[f"{name}|{key}"] = state[key].detach().clone()
+                    tensors[f"{name}|{key}"] = state[key].detach()
             if master is not parameter:
                 tensors[f"{name}|master"] = master.detach()
         return tensors
