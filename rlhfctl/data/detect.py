@@ -11,6 +11,7 @@ from typing import Any
 from rlhfctl.data.adapters import HH_COLUMNS, MESSAGES_COLUMNS, RESPONSE_COLUMNS
 from rlhfctl.data.judged import PROMPT_COLUMNS, SIDES, VERDICT_COLUMNS
 from rlhfctl.data.native import is_gsm8k_solutions, is_math_shepherd, is_prm800k
+from rlhfctl.data.native_pairs import is_auto_j, is_panda_lm, is_rm_bench
 from rlhfctl.data.qa import QA_COLUMNS
 from rlhfctl.errors import Refused
 
@@ -135,6 +136,9 @@ JUDGED_DETECTORS: dict[str, Callable[[Row], bool]] = {
     "prm800k": is_prm800k,
     "math_shepherd": is_math_shepherd,
     "gsm8k_solutions": is_gsm8k_solutions,
+    "rm_bench": is_rm_bench,
+    "auto_j": is_auto_j,
+    "panda_lm": is_panda_lm,
     "preference": _is_preference,
     "stepwise": lambda row: "completions" in row and "labels" in row,
     "trajectory": _is_trajectory,

@@ -5,7 +5,8 @@ hh_transcript  two transcripts, chosen and rejected
 stepwise       one prompt, the steps of an answer, and which of them are right
 trajectory     one prompt, an answer and its reward (or a mark: good or bad)
 
-prm800k, math_shepherd and gsm8k_solutions are published layouts (native.py).
+prm800k, math_shepherd and gsm8k_solutions are published layouts (native.py), as are rm_bench, auto_j and panda_lm
+(native_pairs.py).
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import Any
 from rlhfctl.data.adapters import MESSAGES_COLUMNS, RESPONSE_COLUMNS, Row, first_of, take_id, with_system
 from rlhfctl.data.bad_row import BadRow
 from rlhfctl.data.native import gsm8k_solutions, math_shepherd, prm800k
+from rlhfctl.data.native_pairs import auto_j, panda_lm, rm_bench
 from rlhfctl.data.samples import Judgement, Message, Sample
 from rlhfctl.data.templated import chatml_turns
 from rlhfctl.data.turns import hh_turns, messages_from, response_text, sharegpt_turns, text_or_messages
@@ -193,7 +195,15 @@ JUDGED: dict[str, Callable[[Row, str], Judged]] = {
     "prm800k": prm800k,
     "math_shepherd": math_shepherd,
     "gsm8k_solutions": _trajectory,
+    "rm_bench": _preference,
+    "auto_j": _preference,
+    "panda_lm": _preference,
 }
 
 # Formats of which one row holds several: what each row is taken apart into first.
-SEVERAL: dict[str, Callable[[Row], list[Row]]] = {"gsm8k_solutions": gsm8k_solutions}
+SEVERAL: dict[str, Callable[[Row], list[Row]]] = {
+    "gsm8k_solutions": gsm8k_solutions,
+    "rm_bench": rm_bench,
+    "auto_j": auto_j,
+    "panda_lm": panda_lm,
+}

@@ -23,6 +23,7 @@ RUNTIME = 420 << 20  # the interpreter with torch and transformers, before any m
 MOMENTS, MASTER = 8, 4  # AdamW's two moments and, for bfloat16 weights, the float32 copy
 # On a CPU, measured with benchmarks/memory.py: what the heap keeps of tensors that come and go, and oneDNN's kernels.
 HEAP, KERNELS = 0.4, 40 << 20
+RETURNED = 32 << 20  # glibc gives tensors of this size back to the system as soon as they are freed
 CLOSE = 0.8  # an estimate above this share of what is free is worth a warning
 
 
@@ -161,7 +162,8 @@ def estimate(
         found.kv_cache = rollout_bytes(recipe, shape, width, world)
     persistent = found.weights + found.optimizer + critic + found.reference + found.reward_model
     transient = max(update, found.kv_cache)
-    found.allocator = int(HEAP * transient) + KERNELS if cpu else 0
+    large = returned_bytes(recipe, shape, tokens, width, lora is None) if transient == update else 0
+    found.allocator = int(HEAP * (transient - large)) + KERNELS if cpu else 0
     found.peak = persistent + transient + found.allocator
     return found
 
@@ -235,6 +237,16 @@ def head_bytes(recipe: AnyRecipe, shape: Shape, tokens: int, width: int, trained
     chunks = 2 if recipe.task == "sft" else 4 if isinstance(recipe, OreoRecipe) else 3
     gradient = 2 * shape.vocabulary * shape.hidden * width if trained else 0
     return chunks * rows * shape.vocabulary * 4 + gradient
+
+
+def returned_bytes(recipe: AnyRecipe, shape: Shape, tokens: int, width: int, trained: bool) -> int:
+    """Of the update: gradients and logits as wide as a large vocabulary, each in memory of its own."""
+    table = shape.vocabulary * shape.hidden * width
+    copies = (1 if isinstance(recipe, RmRecipe) else 3 if shape.tied else 4) if trained else 0
+    chunk = 0 if isinstance(recipe, RmRecipe) else head_bytes(recipe, shape, tokens, width, False)
+    rows = min(tokens, max(16, CHUNK_ELEMENTS // shape.vocabulary))
+    large = table * copies if table >= RETURNED else 0
+    return large + (chunk if rows * shape.vocabulary * 4 >= RETURNED else 0)
 
 
 def rollout_bytes(recipe: PpoRecipe, shape: Shape, width: int, world: int) -> int:

@@ -335,6 +335,9 @@ class DataSource(Section):
         "prm800k",
         "math_shepherd",
         "gsm8k_solutions",
+        "rm_bench",
+        "auto_j",
+        "panda_lm",
     ] = Field("auto", description="row format; auto: detected from the columns")
     split: str = Field("train", description="split of a hub data set")
     subset: str | None = Field(None, description="configuration of a hub data set, e.g. main of openai/gsm8k")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rlhfctl.data.bad_row import BadRow
 from rlhfctl.data.load import load_samples
+from rlhfctl.data.native_pairs import auto_j, panda_lm, rm_bench
 from rlhfctl.errors import Refused
 from rlhfctl.recipe.sections import DataSource
 
@@ -23,12 +25,12 @@ PAIRS = {
     "reward_sanity/llmbar.jsonl": ("preference", 338, 0),
     "reward_sanity/pandalm_pairs.jsonl": ("preference", 716, 58),
     "reward_sanity/judgebench_gpt4o.raw.jsonl": ("preference", 350, 0),
+    "reward_sanity/rmbench_chat_filtered.json": ("rm_bench", 95 * 9, 0),
+    "reward_sanity/rmbench_safety-response_filtered.json": ("rm_bench", 157 * 9, 0),
+    "reward_sanity/autoj_pairwise.jsonl": ("auto_j", 433 + 397, 1),
+    "reward_sanity/pandalm_testset.json": ("panda_lm", 716, 58),
 }
 UNUSABLE = {
-    "reward_sanity/rmbench_chat_filtered.json": "none of its 95 rows can be used.*chosen",
-    "reward_sanity/rmbench_safety-response_filtered.json": "none of its 157 rows can be used.*chosen",
-    "reward_sanity/autoj_pairwise.jsonl": "no format with a judgement fits",
-    "reward_sanity/pandalm_testset.json": "no format with a judgement fits",
     "step_level/verify_then_generate.json": "no format with a judgement fits",
     "alpaca/alpaca_5000.json": "no format with a judgement fits",
     "gsm8k/train.jsonl": "no format with a judgement fits",
@@ -140,3 +142,37 @@ def test_step_labels_of_math_shepherd_are_those_of_the_rows_it_was_made_from(sha
 def test_refused(shared: Path, name: str) -> None:
     with pytest.raises(Refused, match=UNUSABLE[name]):
         load(shared, name)
+
+
+def test_the_majority_of_the_annotators_is_the_pair_made_of_it(shared: Path) -> None:
+    def pairs(name: str) -> set[tuple[str, str]]:
+        judged = (
+            (each.response, each.judgement and each.judgement.rejected) for each in load(shared, name).samples
+        )
+        return {(str(better), str(worse[-1]["content"])) for better, worse in judged if worse}
+
+    assert pairs("reward_sanity/pandalm_testset.json") == pairs("reward_sanity/pandalm_pairs.jsonl")
+
+
+def test_styles_of_rm_bench(shared: Path) -> None:
+    samples = load(shared, "reward_sanity/rmbench_chat_filtered.json").samples
+    assert Counter(sample.metadata["level"] for sample in samples) == {
+        "normal": 285,
+        "easy": 285,
+        "hard": 285,
+    }
+    assert samples[1].id == "12/concise-detailed"
+    assert samples[1].metadata["level"] == "hard"
+
+
+@pytest.mark.parametrize(
+    ("make", "row", "said"),
+    [
+        (rm_bench, {"prompt": "p", "chosen": ["a"], "rejected": ["b"] * 3}, "not 3 texts"),
+        (auto_j, {"prompt": "p", "label": 3, "response 1": "a", "response 2": "b"}, "0 the first"),
+        (panda_lm, {"instruction": "p", "response1": "a", "response2": "b", "annotator1": 1}, "1, 2, or 0"),
+    ],
+)
+def test_what_is_no_verdict(make, row, said) -> None:
+    with pytest.raises(BadRow, match=said):
+        make(row)
