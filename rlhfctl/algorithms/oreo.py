@@ -15,8 +15,8 @@ actions. Units: nats and rewards.
 3. The value loss detaches all log-probabilities. With the same starts it is the same number as the policy loss.
 4. There is no factor 1/2; the mean is over units first, then over trajectories, so long answers weigh no more.
 5. S crosses observations, which are not actions: V(terminal) is 0 and nothing is trained there.
-6. factors [B, T], where given, weigh the units of a trajectory: sum_k f_k x_k / sum_k f_k in place of the mean. They say
-   which residuals matter more, not what is right: the optimum is the same. Not in the paper.
+6. factors [B, T], where given, weigh the units of a trajectory: sum_k f_k x_k / sum_k f_k in place of the mean. They
+   say which residuals matter more, not what is right: the optimum is the same. Not in the paper.
 7. weights [B] hold 1 / trajectories of the global batch: losses of parts of a batch add up to the batch's.
 """
 

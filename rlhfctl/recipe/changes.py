@@ -11,6 +11,7 @@ from rlhfctl.recipe.tasks import AnyRecipe
 MAY_CHANGE = (
     "name",
     "algorithm.kl_limit",
+    "algorithm.reference_cache_dir",
     "guard",
     "launch",
     "policy.gradient_checkpointing",

@@ -200,6 +200,14 @@ def ignored_keys_of_oreo(recipe: "OreoRecipe") -> list[str]:
             recipe.algorithm.level != "response",
             "algorithm.level token and step",
         ),
+        (
+            "algorithm",
+            recipe.algorithm,
+            "reference_cache_dir",
+            recipe.algorithm.reference_cache_mb > 0
+            and (recipe.policy.path is not None or recipe.reference is not None),
+            "reference_cache_mb above 0 and weights on disk (policy.path or reference)",
+        ),
         ("train", recipe.train, "samples_every", False, "ppo"),
         ("train", recipe.train, "samples_per_step", False, "ppo"),
     ]

@@ -80,6 +80,10 @@ class OfflineReasoning(Section):
     reference_cache_mb: NonNegative = Field(
         1024, description="keep the frozen reference's hidden states where they fit this many MiB; 0: never"
     )
+    reference_cache_dir: str | None = Field(
+        None,
+        description="directory that keeps those states between runs, by a hash of the weights and of each row",
+    )
 
     @property
     def uses_steps(self) -> bool:

@@ -21,6 +21,7 @@ PATHS = (
     "policy.chat_template",
     "reference",
     "value_model.init",
+    "algorithm.reference_cache_dir",
     "implicit_prm.path",
     "launch.hostfile",
     "rollout.server.sync_dir",

@@ -49,7 +49,13 @@ def train(ctx: RunContext) -> None:
         refuse_other_vocabulary(recipe.value_model.init, recipe.policy.tokenizer or str(recipe.policy.path))
     critic = load_critic(recipe.value_model, recipe.policy, policy, ctx.device, recipe.seed, None)
     reference = Reference(ctx, recipe, policy)
-    reference.fill(ctx, data, algorithm.reference_cache_mb, recipe.train.tokens_per_microbatch)
+    reference.fill(
+        ctx,
+        data,
+        algorithm.reference_cache_mb,
+        recipe.train.tokens_per_microbatch,
+        algorithm.reference_cache_dir,
+    )
     steps = recipe.train.steps or data.order.steps_for(recipe.train.epochs or 1)
     first, total = ctx.first, ctx.first + steps
     warmup = algorithm.value_warmup_steps

@@ -20,7 +20,9 @@ from rlhfctl.models.packing import Pack, pack, plan_packs
 from rlhfctl.recipe.tasks import OreoRecipe
 from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.trainers.context import RunContext
+from rlhfctl.trainers.distributed import barrier
 from rlhfctl.trainers.order import BatchOrder
+from rlhfctl.trainers.reference_cache import file_of, read, row_keys, write
 
 
 @dataclass(slots=True)
@@ -73,7 +75,7 @@ class Reference:
         spec = recipe.policy
         if recipe.reference is not None:
             spec = spec.model_copy(update={"path": recipe.reference, "from_config": None})
-        self.model = policy
+        self.spec, self.model = spec, policy
         if not self.switched:
             self.model = load_causal_lm(spec, ctx.device, recipe.seed).requires_grad_(False).eval()
         ours, theirs = (config_of(model).vocab_size for model in (policy, self.model))
@@ -102,9 +104,11 @@ class Reference:
         return hidden_at_predictors(backbone(self.model), batch)
 
     @torch.no_grad()
-    def fill(self, ctx: RunContext, data: OreoData, limit_mb: int, budget: int) -> None:
+    def fill(
+        self, ctx: RunContext, data: OreoData, limit_mb: int, budget: int, directory: str | None = None
+    ) -> None:
         """Compute every row once, where the result fits. Packs depend on the data alone, so a resumed run gets the same
-        numbers."""
+        numbers. directory: where rows are kept between runs."""
         weight = self.weight
         tokens = sum(len(trained) for trained in data.trained)
         size = tokens * weight.shape[1] * weight.element_size() / 2**20
@@ -114,10 +118,19 @@ class Reference:
                 f"algorithm.reference_cache_mb is {limit_mb})"
             )
             return
-        cache: list[Tensor] = [weight.new_empty(0)] * len(data.rows)
+        file = None if directory is None else file_of(directory, self.spec, str(weight.dtype))
+        keys = [] if file is None else row_keys(data.ids, data.trained)
+        held = {} if file is None else read(file, keys)
+        cache: list[Tensor] = [held.get(row, weight.new_empty(0)) for row in range(len(data.rows))]
+        missing = [row for row in range(len(data.rows)) if row not in held]
+        barrier()  # every rank has read before one of them writes
         bucket = shape_bucket(weight.dtype, weight.device)
-        for members in plan_packs(range(len(data.rows)), data.lengths, budget):
+        for members in plan_packs(missing, data.lengths, budget):
             batch = pack(members, data.ids, data.trained, weight.device, bucket)
             for row, part in zip(members, self._computed(batch).cpu().split(batch.counts), strict=True):
                 cache[row] = part.clone()
+        if file is not None:
+            ctx.say(f"reference: {len(held)} of {len(cache)} rows from {file}")
+            if missing and ctx.rank == 0:
+                write(file, [keys[row] for row in missing], [cache[row] for row in missing])
         self.cache = cache

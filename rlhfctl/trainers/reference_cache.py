@@ -1,0 +1,58 @@
+"""The frozen reference's hidden states on disk, for runs that measure to the same weights on the same rows.
+
+One safetensors file for each set of weights (their fingerprint, dtype and bits); in it one tensor [actions, H] a row,
+under the hash of its token ids and action places: a row that changed is another row. Written whole, aside and renamed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rlhfctl.base_weights import fingerprint, local
+from rlhfctl.recipe.sections import Policy
+
+
+def file_of(directory: str, spec: Policy, dtype: str) -> Path | None:
+    """Where the states of these weights are kept; None where the weights cannot be told (a hub id not in the cache)."""
+    place = local(str(spec.path))
+    if place is None:
+        return None
+    bits: str = spec.quantization
+    if bits in ("nf4", "fp4"):
+        bits += str(spec.quantization_block)
+    return Path(directory) / f"{fingerprint(place)[:32]}-{dtype.removeprefix('torch.')}-{bits}.safetensors"
+
+
+def row_keys(ids: Sequence[list[int]], trained: Sequence[list[int]]) -> list[str]:
+    return [
+        hashlib.sha256(json.dumps([row, places]).encode()).hexdigest()
+        for row, places in zip(ids, trained, strict=True)
+    ]
+
+
+def read(file: Path, keys: Sequence[str]) -> dict[int, Tensor]:
+    """The rows (by their place in `keys`) that the file holds."""
+    if not file.is_file():
+        return {}
+    with safe_open(file, framework="pt") as held:
+        known = set(held.keys())
+        return {row: held.get_tensor(key) for row, key in enumerate(keys) if key in known}
+
+
+def write(file: Path, keys: Sequence[str], states: Sequence[Tensor]) -> None:
+    """These rows, and those that the file holds already."""
+    tensors: dict[str, Tensor] = {}
+    if file.is_file():
+        with safe_open(file, framework="pt") as held:
+            tensors = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118  no mapping
+    tensors |= {key: state.contiguous() for key, state in zip(keys, states, strict=True)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    save_file(tensors, aside)
+    aside.replace(file)
