@@ -48,6 +48,10 @@ STAGES = {
 STOPPED = {1: (("sft", 1),), 2: (("gae", 3), ("bf16", 2), ("lora", 3))}
 
 
+EXTENSIONS = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache/torch_extensions"))
+BUILT = bool(list(EXTENSIONS.glob("**/cpu_adam.so")))  # minutes to compile: tested where it is
+
+
 def section(stage):
     return {"deepspeed": f"{{zero_stage: {stage}{', persist_below: 0' * (stage == 3)}}}"}
 
@@ -58,6 +62,9 @@ def runs_of(world):
         task, keys = BASES[name]
         runs.append([name, task, keys, None])
         runs += [[f"{name}-{stage}", task, keys | section(stage), None] for stage in stages]
+    if BUILT and world == 2:
+        offloaded = {"deepspeed": "{zero_stage: 3, offload: all, persist_below: 0}"}
+        runs += [["offloaded", "sft", offloaded, None], ["offloaded-resumed", "sft", offloaded, 2]]
     for name, stage in STOPPED[world]:
         task, keys = BASES[name]
         runs.append([f"{name}-{stage}-resumed", task, keys | section(stage), 2])
@@ -147,6 +154,19 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(trained):
         for part in ("final", "checkpoints/step_000003"):
             for file in (whole / part).rglob("*.safetensors"):
                 assert file.read_bytes() == (resumed / file.relative_to(whole)).read_bytes(), file
+
+
+@pytest.mark.skipif(not BUILT, reason="DeepSpeed's cpu_adam is not compiled here")
+def test_offloaded_state_trains_and_resumes_the_same(trained):
+    world, here = trained
+    if world == 1:
+        return
+    for mine, theirs in zip(records(here / "offloaded"), records(here / "sft"), strict=True):
+        assert mine["loss/sft"] == pytest.approx(theirs["loss/sft"], abs=1e-5)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+    assert furthest(weights(here / "offloaded"), weights(here / "sft")) < 3e-5
+    assert records(here / "offloaded-resumed") == records(here / "offloaded")
+    assert furthest(weights(here / "offloaded-resumed"), weights(here / "offloaded")) == 0.0
 
 
 def test_no_pickle_is_written(trained):
