@@ -39,7 +39,7 @@ class Shards:
 @dataclass(slots=True)
 class Estimate:
     """Bytes per rank. activations and logits: of one pack; kv_cache: of a rollout batch with its logits;
-    allocator: what the process holds of what was freed."""
+    merged: final/ with LoRA folded in; allocator: what the process holds of what was freed."""
 
     weights: int = 0
     gradients: int = 0
@@ -50,6 +50,7 @@ class Estimate:
     reference: int = 0
     value_model: int = 0
     reward_model: int = 0
+    merged: int = 0
     allocator: int = 0
     peak: int = 0
 
@@ -164,7 +165,9 @@ def estimate(
     transient = max(update, found.kv_cache)
     large = returned_bytes(recipe, shape, tokens, width, lora is None) if transient == update else 0
     found.allocator = int(HEAP * (transient - large)) + KERNELS if cpu else 0
-    found.peak = persistent + transient + found.allocator
+    if lora is not None and lora.merge_final:
+        found.merged = parameters * width  # made from memory of its own: the heap's holes are too small
+    found.peak = persistent + transient + found.allocator + (found.merged if cpu else 0)
     return found
 
 
