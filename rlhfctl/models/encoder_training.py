@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
-from rlhfctl.models.load import own_words, prepare, refuse_incomplete, resolve_dtype
+from rlhfctl.models.load import load_classifier, prepare, refuse_incomplete, resolve_dtype
 from rlhfctl.models.value_head import checked_head
 from rlhfctl.recipe.sections import Policy
 
@@ -53,17 +53,7 @@ def load_encoder_for_training(
         made: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **options)
         model, missing = made.to(dtype), list(NEW)
     else:
-        with own_words():
-            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                str(path),
-                num_labels=1,
-                dtype=dtype,
-                output_loading_info=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
-        model, report = loaded
+        model, report = load_classifier(path, dtype, options)
         missing = [name for key in ("missing_keys", "mismatched_keys") for name in names(report, key)]
         old = {key: [n for n in names(report, key) if not is_new(n)] for key in report}
         refuse_incomplete(str(policy.path), old)

@@ -89,6 +89,24 @@ def own_words() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+def load_classifier(path: Path, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A checkpoint as a sequence classifier of one label, and what loading it found: missing_keys, mismatched_keys.
+
+    Keys of another shape are left out of it, for the value-head rule to replace."""
+    from transformers import AutoModelForSequenceClassification
+
+    with own_words():
+        return AutoModelForSequenceClassification.from_pretrained(
+            str(path),
+            num_labels=1,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+
+
 def safe_weights(path: str) -> None:
     """Raises Refused for a directory whose weights are pickles alone: reading one can run any code.
 

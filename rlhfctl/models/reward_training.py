@@ -16,7 +16,7 @@ from rlhfctl.models.encoder_training import is_encoder_config, load_encoder_for_
 from rlhfctl.models.load import (
     backbone,
     hidden_at_predictors,
-    own_words,
+    load_classifier,
     prepare,
     refuse_incomplete,
     resolve_dtype,
@@ -65,17 +65,7 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
         found = find_head(path) if head == "auto" else None
         if found is not None:
             origin, told = found.weight, f"the checkpoint's {found.name}"
-        with own_words():
-            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                str(path),
-                num_labels=1,
-                dtype=dtype,
-                output_loading_info=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
-        model, report = loaded
+        model, report = load_classifier(path, dtype, options)
         refuse_incomplete(str(policy.path), without_head(report))
     layer: Any = getattr(model, "score", None)
     if not isinstance(layer, nn.Linear) or getattr(layer, "bias", None) is not None:

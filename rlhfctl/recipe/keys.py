@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
 from rlhfctl.recipe.tasks import TASKS
-from rlhfctl.recipe.yaml12 import Path
+
+if TYPE_CHECKING:  # a completion reads no YAML
+    from rlhfctl.recipe.yaml12 import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def choices_in(branch: Any) -> tuple[str, ...]:
     return ("null",) if branch is type(None) else ()
 
 
-def names_at(task: str, path: Path) -> list[str]:
+def names_at(task: str, path: "Path") -> list[str]:
     """The keys of the section at `path`; [] where there is no such section."""
     prefix = "".join("0." if isinstance(part, int) else f"{part}." for part in path)
     paths = (key.path for key in keys_of(task))

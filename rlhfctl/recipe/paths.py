@@ -9,10 +9,11 @@ rest stays as it is: a hub id, or what preflight reports.
 import os
 from collections.abc import Iterator
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlhfctl.recipe.tree import Tree
-from rlhfctl.recipe.yaml12 import Path
+if TYPE_CHECKING:  # a completion reads no YAML
+    from rlhfctl.recipe.tree import Tree
+    from rlhfctl.recipe.yaml12 import Path
 
 PATHS = (
     "policy.path",
@@ -35,7 +36,7 @@ BESIDE_LAST = ("data.train.*.path", "data.eval.*.path", "value_fit.prompts.*.pat
 WORDS = {"value_model.init": ("policy", "reward_model")}
 
 
-def resolve_paths(tree: Tree) -> None:
+def resolve_paths(tree: "Tree") -> None:
     """Make the paths in the tree absolute where they exist."""
     for pattern in PATHS:
         for path in matches(tree.root, tuple(pattern.split(".")), ()):
@@ -58,7 +59,7 @@ def resolved(value: str, bases: list[FilePath]) -> str:
     return expanded
 
 
-def matches(value: Any, pattern: tuple[str, ...], path: Path) -> Iterator[Path]:
+def matches(value: Any, pattern: tuple[str, ...], path: "Path") -> Iterator["Path"]:
     """The paths of a tree that a dotted pattern with `*` for list indices names."""
     if not pattern:
         yield path

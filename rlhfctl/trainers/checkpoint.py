@@ -147,6 +147,21 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], origin: Path) -> Non
             parameter.copy_(tensors[name])
 
 
+def step_boundary(
+    ctx: RunContext,
+    models: dict[str, nn.Module],
+    optimizers: Mapping[str, Learner],
+    state: dict[str, Any],
+    total: int,
+) -> None:
+    """After step state["step"] of `total`: the checkpoint where one is due, the end where a signal asked for it."""
+    saved = due(ctx.recipe.train.save_every, state["step"], total)
+    if saved:
+        save(ctx, models, optimizers, state)
+    if state["step"] < total:
+        stop_if_asked(ctx, saved, models, optimizers, state)
+
+
 def stop_if_asked(
     ctx: RunContext,
     saved: bool,

@@ -127,11 +127,7 @@ def train(ctx: RunContext) -> None:
         watch.check(step + 1, metrics, experience)
         state |= {"watch": watch.state(), "running": asdict(running)}
 
-        saved = checkpoint.due(recipe.train.save_every, step + 1, total)
-        if saved:
-            checkpoint.save(ctx, trained, learners, state)
-        if step + 1 < total:
-            checkpoint.stop_if_asked(ctx, saved, trained, learners, state)
+        checkpoint.step_boundary(ctx, trained, learners, state, total)
     logbook.close()
     with whole(learners.values()):
         checkpoint.save_final(ctx, models.policy, total)

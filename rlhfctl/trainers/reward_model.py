@@ -81,11 +81,7 @@ def train(ctx: RunContext) -> None:
         logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
 
         state = {"step": step + 1, "tokens": seen, "scores": scores}
-        saved = checkpoint.due(recipe.train.save_every, step + 1, total)
-        if saved:
-            checkpoint.save(ctx, models, optimizers, state)
-        if step + 1 < total:
-            checkpoint.stop_if_asked(ctx, saved, models, optimizers, state)
+        checkpoint.step_boundary(ctx, models, optimizers, state, total)
     logbook.close()
     with whole([optimizer]):
         save_final(ctx, recipe, model, pad, scores)

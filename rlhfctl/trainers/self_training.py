@@ -178,11 +178,7 @@ def online(ctx: RunContext) -> None:
             with logbook.timed("eval"):
                 metrics |= evaluator.run(policy, engine)
         logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
-        saved = checkpoint.due(recipe.train.save_every, step + 1, total)
-        if saved:
-            checkpoint.save(ctx, models, optimizers, state)
-        if step + 1 < total:
-            checkpoint.stop_if_asked(ctx, saved, models, optimizers, state)
+        checkpoint.step_boundary(ctx, models, optimizers, state, total)
     logbook.close()
     checkpoint.save_final(ctx, policy, total)
     for source in sources:
