@@ -34,12 +34,12 @@ install-full: $(INSTALLED_FULL)
 test: $(INSTALLED_DEV)
 	@failed=0; \
 	$(BIN)/python -m pytest -m "timed and not heavy" || failed=1; \
-	$(BIN)/python -m pytest -m "not timed and not heavy" -n $(JOBS) --dist loadfile || failed=1; \
+	$(BIN)/python -m pytest -m "not timed and not heavy" -n $(JOBS) --dist loadfile --no-loadscope-reorder || failed=1; \
 	exit $$failed
 
 test-heavy: $(INSTALLED_DEV) $(INSTALLED_FULL)
 	@failed=0; \
-	$(BIN)/python -m pytest -m "heavy and not timed" -n $(JOBS) --dist loadfile || failed=1; \
+	$(BIN)/python -m pytest -m "heavy and not timed" -n $(JOBS) --dist loadfile --no-loadscope-reorder || failed=1; \
 	$(BIN)/python -m pytest -m "heavy and timed" || failed=1; \
 	exit $$failed
 
