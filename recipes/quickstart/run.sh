@@ -66,7 +66,7 @@ train ppo ppo "$out/ppo" \
 train reft reft "$out/reft" \
     policy.from_config="$out/model" policy.tokenizer="$out/model" \
     data.train="[{path: $data/sft.jsonl, format: prompt_response}]" "$evaluation" \
-    warmup.steps=400 train.steps=80
+    warmup.steps=400 train.steps=80 train.eval_every=240
 
 if [ ! -e "$out/trajectories.jsonl" ]; then
     "$rlhfctl" eval "$out/sft" --data "$data/prompts.jsonl" --search sample -n 8 \
