@@ -1,42 +1,25 @@
-"""The shipped recipes for a laptop, run as a user runs them, learn what their headers say."""
+"""The quickstart, run as a user runs it, learns what its recipes say."""
 
-import json
-import os
 import socket
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 pytestmark = pytest.mark.heavy
+Ends = Callable[[Path], tuple[dict[str, float], dict[str, float]]]
 
 
-def environment(repo: Path) -> dict[str, str]:
-    binaries = str(Path(sys.executable).parent)
-    keep = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    return {**keep, "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(repo)}
-
-
-def ends(run: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """The first and the last evaluation of a run."""
-    evaluations = [row for row in metrics(run) if "eval/accuracy" in row]
-    return evaluations[0], evaluations[-1]
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_quickstart(repo: Path, tmp_path: Path) -> None:
+def test_quickstart(repo: Path, tmp_path: Path, environment: dict[str, str], ends: Ends) -> None:
     """The demonstrations teach about 23 %; the verifier's reward alone adds at least 40 points by ppo and by reft, and
     the steps are right too; oreo adds at least 25 offline. A reward model learned from pairs adds at least 10 to a
     policy of another vocabulary and template."""
 
     def quickstart() -> subprocess.CompletedProcess[str]:
         command = ["sh", str(repo / "recipes/quickstart/run.sh"), str(tmp_path / "out")]
-        return subprocess.run(command, cwd=repo, env=environment(repo), capture_output=True, text=True)
+        return subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
 
     done = quickstart()
     assert done.returncode == 0, done.stderr[-2000:]
@@ -65,43 +48,3 @@ def test_quickstart(repo: Path, tmp_path: Path) -> None:
     again = quickstart()
     assert (again.returncode, again.stdout) == (0, done.stdout)
     assert again.stderr.count("is done at step") == 7
-
-
-def test_stories(repo: Path, shared: Path, tmp_path: Path) -> None:
-    """sft lowers the loss by more than a nat; ppo raises the reward by 0.3 and more with a bounded KL."""
-    model = f"policy.path={shared / 'models/stories260k'}"
-    data = f"data.train=[{{path: {shared / 'data/alpaca/alpaca_2000.messages.jsonl'}}}]"
-    for task, overrides in (("sft", [model, data]), ("ppo", [model])):
-        run = tmp_path / task
-        command = ["rlhfctl", task, f"stories/{task}", *overrides, "--run-dir", str(run)]
-        done = subprocess.run(command, cwd=repo, env=environment(repo), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.strip() == str(run)
-    losses = [row["loss/sft"] for row in metrics(tmp_path / "sft")]
-    assert losses[0] - sum(losses[-4:]) / 4 > 1.0
-    rows = metrics(tmp_path / "ppo")
-    rewards = [row["reward/mean"] for row in rows]
-    assert sum(rewards[-5:]) / 5 - rewards[0] > 0.3
-    assert max(row["kl/reference"] for row in rows) < 0.4
-    assert rows[-1]["reward/different_words"] > 0.75
-    assert (
-        not (tmp_path / "ppo/quarantine.jsonl").exists()
-        or not (tmp_path / "ppo/quarantine.jsonl").read_text()
-    )
-
-
-def test_a_taste_is_learned_from_pairs_of_stories(repo: Path, shared: Path, tmp_path: Path) -> None:
-    """Pairs judged by a rule that no recipe states: fresh ones are told apart, and not by their length."""
-    model = f"policy.path={shared / 'models/stories260k'}"
-
-    def run(*command: str) -> None:
-        done = subprocess.run(command, cwd=tmp_path, env=environment(repo), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-
-    run(
-        sys.executable, str(repo / "recipes/stories/pairs.py"), str(shared / "models/stories260k"), ".stories"
-    )
-    run("rlhfctl", "rm", "stories/rm", model, "--run-dir", ".stories/rm")
-    _, after = ends(tmp_path / ".stories/rm")
-    assert after["eval/accuracy"] >= 0.85
-    assert after["eval/length_accuracy"] < 0.65
