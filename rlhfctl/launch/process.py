@@ -21,6 +21,7 @@ from rlhfctl.launch.hang import Hang, Watchdog
 from rlhfctl.stop import SIGNALS
 
 PR_SET_PDEATHSIG = 1
+PATIENCE = 10.0  # seconds for an agent whose workers have ended on a signal
 WORKER_MODULE = "rlhfctl.worker"
 
 
@@ -90,6 +91,7 @@ def supervise(
     Returns the last hang.
     """
     told: set[int] = set()
+    alone: float | None = None  # since when the agent has no workers left
     announced = False
     hung = None
     while agent.poll() is None:
@@ -113,6 +115,10 @@ def supervise(
             for pid in workers - told:
                 told.add(pid)
                 send(pid, signal.SIGINT if received[0] == signal.SIGINT else signal.SIGTERM)
+            alone = None if workers else alone or time.monotonic()
+            # One with restarts left takes the end for a failure, and waits for nodes that have gone.
+            if alone is not None and time.monotonic() - alone > PATIENCE:
+                kill_all(agent)
         hang = watchdog.look(time.monotonic(), lambda: worker_pids(agent.pid)) if watchdog else None
         if hang is not None:
             hung = hang

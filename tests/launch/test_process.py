@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhfctl.launch import process
 from rlhfctl.launch.plan import make_plan
 from rlhfctl.launch.process import (
     AgentResult,
@@ -117,6 +118,38 @@ def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
     assert result.signum == signal.SIGTERM
     assert time.monotonic() - began < 60
     assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_an_agent_that_waits_without_workers_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of several nodes does with restarts left: its worker ends on the signal, and it waits for the others."""
+    monkeypatch.setattr(process, "PATIENCE", 1.0)
+    worker = "import signal, sys; print(flush=True); sys.exit(signal.sigwait([signal.SIGTERM]))"
+    agent = f"""
+import signal, subprocess, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+worker = subprocess.Popen([sys.executable, "-c", {worker!r}, "rlhfctl.worker"], stdout=subprocess.PIPE)
+worker.stdout.readline()
+open({str(tmp_path / "ready")!r}, "w").close()
+worker.wait()
+time.sleep(600)
+"""
+    thread = after((tmp_path / "ready").exists, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    began = time.monotonic()
+    with noting_signals() as received:
+        result = run_agent(
+            [sys.executable, "-c", agent],
+            dict(os.environ),
+            tmp_path / "agent.log",
+            tmp_path / "console.log",
+            io.StringIO(),
+            [],
+            received,
+        )
+    thread.join()
+    assert (result.returncode, result.signum) == (-signal.SIGKILL, signal.SIGTERM)
+    assert time.monotonic() - began < 60
 
 
 def gone(pid: int) -> bool:
