@@ -55,7 +55,10 @@ class PooledRewardModel(RewardModel):
             "reload_weights",
             kwargs={"weights_iterator": ((f"model.{name}", w) for name, w in merged_weights(plain.trunk))},
         )
-        self.difference = prove(plain, self, config.vocab_size, self.length)
+        try:
+            self.difference = prove(plain, self, config.vocab_size, self.length)
+        except RuntimeError as error:  # a kernel that is missing is met by the first rows
+            raise cannot(error) from error
 
     @torch.no_grad()
     def at(
@@ -110,11 +113,13 @@ def start(trunk: nn.Module, config: Any, tokenizer: str, length: int) -> Any:
             f"--engine vllm needs {error.name}: pip install 'rlhfctl[vllm]' (a GPU), make install-full (a CPU)"
         ) from error
     except Exception as error:
-        raise Unable(
-            f"vLLM cannot run this reward model ({first_line(error)}): serve it without --engine vllm"
-        ) from error
+        raise cannot(error) from error
     finally:
         os.sched_setaffinity(0, affinity)  # vLLM binds the calling thread
+
+
+def cannot(error: Exception) -> Unable:
+    return Unable(f"vLLM cannot run this reward model ({first_line(error)}): serve it without --engine vllm")
 
 
 def prove(plain: RewardModel, pooled: RewardModel, vocabulary: int, length: int) -> float:
