@@ -7,7 +7,7 @@ from html import escape
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26
 MOST_POINTS = 600  # of one line: more cannot be seen
-COLOURS = 6  # classes line0 .. line5 of the style sheet
+COLOURS = 8  # classes line0 .. line7 of the style sheet
 
 Line = tuple[str, Sequence[tuple[float, float]]]
 Band = Sequence[tuple[float, float, float]]

@@ -4,10 +4,10 @@ from rlhfctl.report.chart import COLOURS
 
 STYLE = """
 :root{--bg:#fff;--fg:#1d2330;--quiet:#5d6675;--edge:#d9dee6;--card:#f6f8fa;--c0:#2563c9;--c1:#c2410c;
---c2:#15803d;--c3:#7e3fb5;--c4:#a16207;--c5:#be185d;--good:#15803d;--bad:#b91c1c;--up:34,139,80;
+--c2:#15803d;--c3:#7e3fb5;--c4:#a16207;--c5:#be185d;--c6:#0e7490;--c7:#57534e;--good:#15803d;--bad:#b91c1c;--up:34,139,80;
 --down:205,60,50}
 @media (prefers-color-scheme:dark){:root{--bg:#12161d;--fg:#e4e8ee;--quiet:#98a2b3;--edge:#2c3440;
---card:#1a2029;--c0:#6ea8fe;--c1:#fb923c;--c2:#4ade80;--c3:#c084fc;--c4:#facc15;--c5:#f472b6;
+--card:#1a2029;--c0:#6ea8fe;--c1:#fb923c;--c2:#4ade80;--c3:#c084fc;--c4:#facc15;--c5:#f472b6;--c6:#22d3ee;--c7:#d6d3d1;
 --good:#4ade80;--bad:#f87171;--up:52,168,104;--down:226,92,84}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:1180px;padding:16px;background:var(--bg);color:var(--fg);
