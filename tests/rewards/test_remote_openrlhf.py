@@ -224,9 +224,10 @@ def test_a_slow_server_is_a_timeout_and_a_dead_one_is_refused_before_training(
     bare.reply = lambda body: time.sleep(0.6) or numbers(body)
     outcome = ask(remote(bare.url, timeout=0.2, retries=0), [row(1)])[0]
     assert (outcome.status, outcome.score) == ("timeout", None)
-    monkeypatch.setattr("rlhfctl.rewards.remote_servers.HANDSHAKE_SECONDS", 0.2)
-    with pytest.raises(Refused, match=r"no reward server answers: http://127\.0\.0\.1:9/get_reward"):
-        remote("http://127.0.0.1:9", retries=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("rlhfctl.rewards.remote_servers.HANDSHAKE_SECONDS", 0.2)
+        with pytest.raises(Refused, match=r"no reward server answers: http://127\.0\.0\.1:9/get_reward"):
+            remote("http://127.0.0.1:9", retries=0)
     both = remote(None, urls=["http://127.0.0.1:9", bare.url], retries=1)
     assert list(both.silent) == ["http://127.0.0.1:9/get_reward"]
     both.close()
