@@ -91,7 +91,7 @@ def test_a_server_that_is_down_is_refused(chains: Path, monkeypatch: pytest.Monk
 def test_one_of_two_that_is_down_is_a_warning(
     chains: Path, rules: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlhfctl.rewards.remote_servers.HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr("rlhfctl.rewards.remote_servers.HANDSHAKE_SECONDS", 2.0)
     report = preflight(chains, {"urls": ["http://127.0.0.1:9", rules]})
     assert (list(graver(report)), report.exit_code) == (["R006"], 0)
     assert "http://127.0.0.1:9" in graver(report)["R006"].title

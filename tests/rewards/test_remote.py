@@ -398,7 +398,7 @@ def test_handshake_refusals(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_of_two_servers_may_be_down_at_the_start(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhfctl.rewards.remote_servers.HANDSHAKE_SECONDS", 0.2)
+    monkeypatch.setattr("rlhfctl.rewards.remote_servers.HANDSHAKE_SECONDS", 2.0)
     gone, there = fake(), fake()
     gone.close()
     source = remote(gone, there)
