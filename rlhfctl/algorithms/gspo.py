@@ -20,7 +20,7 @@ log-probabilities in nats, advantages in units of the reward or whitened.
 import torch
 from torch import Tensor
 
-from rlhfctl.algorithms.ppo import clipped_surrogate
+from rlhfctl.algorithms.ppo import loss_of_ratio
 
 
 def sequence_policy_loss(
@@ -45,23 +45,13 @@ def sequence_policy_loss(
     lengths = lengths.to(logprobs.device)
     owner = torch.repeat_interleave(torch.arange(len(lengths), device=logprobs.device), lengths)
     log_ratio = torch.where(taken, logprobs - old_logprobs.detach(), 0.0)
-    advantages = torch.where(taken, advantages.detach(), 0.0)
     empty = torch.zeros(len(lengths), dtype=log_ratio.dtype, device=logprobs.device)
     tokens = empty.index_add(0, owner, taken.to(log_ratio.dtype))
     mean = empty.index_add(0, owner, log_ratio) / tokens.clamp(min=1)
     ratio = mean.exp()[owner]
-    surrogate = clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip)
-    per_token = -surrogate.objective
-    if importance is not None:
-        per_token = per_token * torch.where(taken, importance.detach(), 0.0)
+    clip = (clip_low, clip_high, dual_clip)
+    loss, metrics, clipped = loss_of_ratio(ratio, log_ratio, advantages, weights, clip, importance)
     with torch.no_grad():
-        metrics = {
-            "tokens": taken.sum(),
-            "clipped": surrogate.clipped.sum(),
-            "dual_clipped": surrogate.dual_clipped.sum(),
-            "ratio": (ratio * taken).sum(),
-            "kl_policy": (torch.expm1(log_ratio) - log_ratio).sum(),
-            "sequences": (tokens > 0).sum(),
-            "sequences_clipped": (empty.index_add(0, owner, surrogate.clipped.to(empty.dtype)) > 0).sum(),
-        }
-    return (weights * per_token).sum(), metrics
+        metrics["sequences"] = (tokens > 0).sum()
+        metrics["sequences_clipped"] = (empty.index_add(0, owner, clipped.to(empty.dtype)) > 0).sum()
+    return loss, metrics

@@ -64,11 +64,26 @@ def policy_loss(
     logprobs, old_logprobs, advantages, weights, importance: one shape, [N] or [B, T].
     Metrics, sums over tokens of non-zero weight: tokens, clipped, dual_clipped, ratio, kl_policy (nats).
     """
+    log_ratio = torch.where(weights != 0, logprobs - old_logprobs.detach(), 0.0)
+    clip = (clip_low, clip_high, dual_clip)
+    loss, metrics, _ = loss_of_ratio(log_ratio.exp(), log_ratio, advantages, weights, clip, importance)
+    return loss, metrics
+
+
+def loss_of_ratio(
+    ratio: Tensor,
+    log_ratio: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    clip: tuple[float, float, float | None],
+    importance: Tensor | None,
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """The loss of tokens whose ratio is given, `policy_loss`'s metrics, and which tokens the clip lowered (bool).
+
+    ratio carries the gradient; log_ratio: of each token, 0 where its weight is. clip: clip_low, clip_high, dual_clip.
+    """
     taken = weights != 0
-    log_ratio = torch.where(taken, logprobs - old_logprobs.detach(), 0.0)
-    advantages = torch.where(taken, advantages.detach(), 0.0)
-    ratio = log_ratio.exp()
-    surrogate = clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip)
+    surrogate = clipped_surrogate(ratio, torch.where(taken, advantages.detach(), 0.0), *clip)
     per_token = -surrogate.objective
     if importance is not None:
         per_token = per_token * torch.where(taken, importance.detach(), 0.0)
@@ -80,4 +95,4 @@ def policy_loss(
             "ratio": (ratio * taken).sum(),
             "kl_policy": (torch.expm1(log_ratio) - log_ratio).sum(),
         }
-    return (weights * per_token).sum(), metrics
+    return (weights * per_token).sum(), metrics, surrogate.clipped

@@ -18,7 +18,9 @@ def doctor(
     verify_resume: Annotated[
         bool, typer.Option("--verify-resume", help="Prove on RECIPE that a killed run resumes exactly.")
     ] = False,
-    steps: Annotated[str, typer.Option(metavar="N,M", help="Steps before the kill, and after it.")] = "2,2",
+    steps: Annotated[
+        str | None, typer.Option(metavar="N,M", help="Steps before the kill, and after it.  [default: 2,2]")
+    ] = None,
     keep: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep both runs there.  [default: a temporary one]")
     ] = None,
@@ -46,12 +48,14 @@ def doctor(
     """
     console: Console = ctx.obj
     if verify_resume:
-        return prove(console, recipe, overrides or [], steps, keep)
+        return prove(console, recipe, overrides or [], steps or "2,2", keep)
     if recipe is not None:
         raise UsageError(
             "doctor looks at the machine, a recipe is for --verify-resume; "
             f"what {recipe} needs here is told by `rlhfctl TASK {recipe} --dry-run`"
         )
+    if steps is not None or keep is not None:
+        raise UsageError(f"{'--keep' if steps is None else '--steps'} is for --verify-resume")
     return look_around(console)
 
 

@@ -65,7 +65,13 @@ def main(argv: list[str]) -> int:
         reports = [json.loads(Path(path).read_text(encoding="utf-8")) for path in argv[1:]]
         print(json.dumps(sarif(argv[0], reports), indent=1))
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        print(f"not a report of rlhfctl: {type(error).__name__}: {error}", file=sys.stderr)
+        if isinstance(error, OSError):
+            print(f"cannot read {error.filename}: {error.strerror}", file=sys.stderr)
+        else:
+            print(
+                f"{', '.join(argv[1:])}: not what --json or preflight.json holds ({type(error).__name__}: {error})",
+                file=sys.stderr,
+            )
         return 2
     return 0
 

@@ -179,7 +179,10 @@ def wanted(error: Any) -> str:
 
 
 def choices_of(error: Any) -> list[str]:
-    return re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else []
+    """Of a literal: words stand in quotes, numbers without."""
+    if error["type"] != "literal_error":
+        return []
+    return [word or number for word, number in re.findall(r"'([^']*)'|(\d+)", error["ctx"]["expected"])]
 
 
 def one_of(choices: Iterable[str]) -> str:

@@ -74,3 +74,10 @@ def test_the_asking_process_imports_no_torch() -> None:
         "import sys; from rlhfctl.preflight.survey import survey; survey(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("option", [("--steps", "1,1"), ("--keep", "somewhere")])
+def test_options_of_the_proof_alone_are_refused(cli: Cli, option: tuple[str, str]) -> None:
+    ended = cli("doctor", *option)
+    assert ended.code == 2
+    assert f"{option[0]} is for --verify-resume" in ended.err

@@ -133,7 +133,7 @@ worker = subprocess.Popen([sys.executable, "-c", {worker!r}, "rlhfctl.worker"], 
 worker.stdout.readline()
 open({str(tmp_path / "ready")!r}, "w").close()
 worker.wait()
-time.sleep(600)
+time.sleep(30)
 """
     thread = after((tmp_path / "ready").exists, lambda: os.kill(os.getpid(), signal.SIGTERM))
     began = time.monotonic()

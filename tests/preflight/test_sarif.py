@@ -50,5 +50,8 @@ def test_the_reports_of_a_dry_run(
 def test_what_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.json").write_text('{"findings": [{}]}')
     assert main(["my.yaml", str(tmp_path / "x.json")]) == 2
+    assert "x.json: not what --json or preflight.json holds" in capsys.readouterr().err
+    assert main(["my.yaml", str(tmp_path / "none.json")]) == 2
+    assert capsys.readouterr().err == f"cannot read {tmp_path / 'none.json'}: No such file or directory\n"
     assert main(["my.yaml"]) == 2
     assert capsys.readouterr().out == ""

@@ -16,7 +16,7 @@ from rlhfctl.recipe.load import load_recipe
         (("deepspeed={zero_stage: 2, persist_below: 0}",), "persist_below is ignored"),
         (("deepspeed={bucket_elements: 5}",), "bucket_elements is ignored"),
         (("deepspeed={zero_stage: 0}", "policy.dtype=bfloat16"), "keeps no float32 master weights"),
-        (("deepspeed={zero_stage: 4}",), "zero_stage must be one of"),
+        (("deepspeed={zero_stage: 4}",), "deepspeed.zero_stage must be one of 0, 1, 2, 3, not 4"),
         (
             ("deepspeed={zero_stage: 1}", "value_model.shared_trunk=true", "algorithm.value_warmup_steps=2"),
             "steps a part of one engine",
