@@ -1,7 +1,7 @@
 """What the shell completions ask: the words typed so far, to candidates, one per line.
 
-`_RLHFCTL_COMPLETE=zsh rlhfctl WORD... PREFIX` prints `candidate<TAB>description`. With `bash` the line up to the
-cursor is in COMP_LINE, since bash's own words are torn at `=`; candidates come back as bash wants to insert them.
+`_RLHFCTL_COMPLETE=zsh rlhfctl WORD... PREFIX` (or `fish`) prints `candidate<TAB>description`. With `bash` the line up
+to the cursor is in COMP_LINE, since bash's own words are torn at `=`; candidates come back as bash wants to insert them.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 Candidate = tuple[str, str]
 
 VALUES = {
-    "--completion": ("bash", "zsh"),
+    "--completion": ("bash", "zsh", "fish"),
     "--search": ("greedy", "sample", "best-of-n", "beam"),
     "--engine": ("hf", "vllm"),
     "--match": ("exact", "normalised", "fuzzy"),

@@ -88,7 +88,10 @@ def root(
     completion: Annotated[
         str | None,
         typer.Option(
-            metavar="SHELL", callback=show_completion, is_eager=True, help="Print the script for bash or zsh."
+            metavar="SHELL",
+            callback=show_completion,
+            is_eager=True,
+            help="Print the script for bash, zsh or fish.",
         ),
     ] = None,
 ) -> None:

@@ -114,7 +114,8 @@ def test_what_the_wheel_carries(wheel: Path, repo: Path) -> None:
         assert "rlhfctl = rlhfctl.__main__:main" in archive.read(entry).decode()
     for recipe in (repo / "recipes").rglob("*.yaml"):
         assert f"rlhfctl/_recipes/{recipe.relative_to(repo / 'recipes')}" in names
-    assert {"rlhfctl/_completions/rlhfctl.bash", "rlhfctl/_completions/_rlhfctl", "rlhfctl/py.typed"} <= names
+    scripts = {f"rlhfctl/_completions/{script}" for script in ("rlhfctl.bash", "_rlhfctl", "rlhfctl.fish")}
+    assert scripts | {"rlhfctl/py.typed"} <= names
     assert {name.split("/")[0] for name in names} <= {"rlhfctl", entry.split("/")[0]}
     assert not any(name.endswith((".pyc", ".safetensors")) for name in names)
 
@@ -158,10 +159,14 @@ def test_recipes_and_help_work(python: Path, tmp_path: Path) -> None:
     assert "task: sft" in shown.stdout
     schema = shown.stdout.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
     assert json.loads(Path(schema).read_text())["title"] == "rlhfctl sft recipe"
-    for shell, line in (("bash", "complete -F _rlhfctl rlhfctl"), ("zsh", "#compdef rlhfctl")):
+    for shell, line in (
+        ("bash", "complete -F _rlhfctl rlhfctl"),
+        ("zsh", "#compdef rlhfctl"),
+        ("fish", "complete -c rlhfctl -k -f -a '(__rlhfctl_candidates)'"),
+    ):
         assert line in run(python, tmp_path, "--completion", shell).stdout.splitlines()
     refused = run(python, tmp_path, "--completion", "tcsh")
-    assert (refused.returncode, refused.stderr) == (2, "--completion knows bash and zsh, not tcsh\n")
+    assert (refused.returncode, refused.stderr) == (2, "--completion knows bash, zsh and fish, not tcsh\n")
     assert json.loads(run(python, tmp_path, "recipes", "schema", "ppo").stdout)
 
 

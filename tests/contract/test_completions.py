@@ -1,5 +1,6 @@
-"""The two completion scripts in real shells: bash through a pty, zsh through its zpty module."""
+"""The completion scripts in real shells: bash and fish through a pty, zsh through its zpty module."""
 
+import fcntl
 import os
 import pty
 import re
@@ -7,6 +8,7 @@ import select
 import shutil
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,7 +63,14 @@ class Terminal:
     def __init__(self, argv: list[str], cwd: Path, env: dict[str, str]) -> None:
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            argv, stdin=slave, stdout=slave, stderr=slave, cwd=cwd, env=env, start_new_session=True
+            argv,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            cwd=cwd,
+            env=env,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # fish asks whose terminal it is
         )
         os.close(slave)
 
@@ -83,6 +92,14 @@ class Terminal:
         os.close(self.master)
 
 
+def install_line(repo: Path, shell: str) -> str:
+    """The line of the README that installs the completion of this shell."""
+    (line,) = re.findall(
+        rf"^(.*--completion {shell}\b.*?) +#", (repo / "README.md").read_text(), re.MULTILINE
+    )
+    return str(line)
+
+
 @pytest.fixture(scope="module")
 def bash(place: Path, repo: Path) -> Iterator[Complete]:
     """Ctrl-X Ctrl-L prints the line being edited, so what is read back is the line and not an echo of it."""
@@ -91,7 +108,7 @@ def bash(place: Path, repo: Path) -> Iterator[Complete]:
         "PS1='READY> '; set +o history; bind 'set enable-bracketed-paste off'; bind 'set bell-style none'\n"
         "bind 'set show-all-if-ambiguous on'; bind 'set completion-query-items 0'; bind 'set page-completions off'\n"
         'show() { printf "\\nLINE[%s]END\\n" "$READLINE_LINE"; READLINE_LINE=; }; bind -x \'"\\C-x\\C-l": show\'\n'
-        f"source {repo}/completions/rlhfctl.bash; echo SET''UP\n"
+        f"{install_line(repo, 'bash')}; echo SET''UP\n"
     )
     terminal.read("SETUP")
 
@@ -196,7 +213,7 @@ def zsh_lines(place: Path, repo: Path, typed: list[str], setup: str) -> list[str
 
 
 FROM_FPATH = "fpath=($REPO/completions $fpath); autoload -Uz compinit; compinit -u -D"
-SOURCED = "autoload -Uz compinit; compinit -u -D; source $REPO/completions/_rlhfctl"
+SOURCED = "autoload -Uz compinit; compinit -u -D; "
 
 ZSH_CASES = [
     ("rlhfctl rec", "rlhfctl recipes "),
@@ -219,6 +236,7 @@ ZSH_CASES = [
 
 @pytest.mark.parametrize("setup", [FROM_FPATH, SOURCED], ids=["from fpath", "sourced"])
 def test_zsh(place: Path, repo: Path, setup: str) -> None:
+    setup += install_line(repo, "zsh") if setup is SOURCED else ""
     shown = zsh_lines(place, repo, [typed for typed, _ in ZSH_CASES], setup)
     assert [line_of(each) for each in shown] == [line for _, line in ZSH_CASES]
 
@@ -233,9 +251,47 @@ def test_zsh_completes_at_the_first_tab_and_lists_with_descriptions(place: Path,
     assert line_of(ended) == "rlhfctl report done/first "
 
 
+@pytest.fixture(scope="module")
+def fish(place: Path, repo: Path) -> Iterator[Complete]:
+    terminal = Terminal([require("fish"), "--no-config", "-i"], place / "work", environment(place))
+    terminal.send(
+        "function fish_prompt; end; bind \\cx 'echo; echo LINE[(commandline)]END; commandline \"\"'\n"
+        f"{install_line(repo, 'fish')}; echo SET''UP\n"
+    )
+    terminal.read("SETUP")
+
+    def complete(line: str) -> str:
+        terminal.send(f"{line}\t\x18")
+        return terminal.read("]END")
+
+    yield complete
+    terminal.close()
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        *[case for case in ZSH_CASES if "report" not in case[0]],
+        ("rlhfctl report done/fi", "rlhfctl report done/first "),
+        ("rlhfctl ppo x data.train.0.path='with s", "rlhfctl ppo x data.train.0.path='with space.jsonl' "),
+    ],
+)
+def test_fish(fish: Complete, typed: str, line: str) -> None:
+    assert line_of(fish(typed)) == line
+
+
+def test_fish_lists_with_descriptions(place: Path, repo: Path) -> None:
+    ask = f"source {repo}/completions/rlhfctl.fish; complete -C 'rlhfctl ppo x optim.'"
+    argv = [require("fish"), "--no-config", "-c", ask]
+    listed = subprocess.run(argv, cwd=place / "work", env=environment(place), capture_output=True, text=True)
+    found = dict(row.split("\t") for row in listed.stdout.splitlines())
+    assert found["optim.lr="].startswith("peak learning rate")
+    assert "optim.betas=" in found
+
+
 def test_the_zsh_script_is_one_that_compinit_takes(repo: Path) -> None:
     assert (repo / "completions/_rlhfctl").read_text().splitlines()[0] == "#compdef rlhfctl"
-    for name in ("_rlhfctl", "rlhfctl.bash"):
+    for name in ("_rlhfctl", "rlhfctl.bash", "rlhfctl.fish"):
         assert len((repo / "completions" / name).read_text().splitlines()) <= 20
 
 
