@@ -1,7 +1,7 @@
 """What the shell completions ask: the words typed so far, to candidates, one per line.
 
 `_RLHFCTL_COMPLETE=zsh rlhfctl WORD... PREFIX` (or `fish`) prints `candidate<TAB>description`. With `bash` the line up
-to the cursor is in COMP_LINE, since bash's own words are torn at `=`; candidates come back as bash wants to insert them.
+to the cursor is in COMP_LINE, since bash's own words are torn at `=`; candidates come back as bash inserts them.
 """
 
 import os
