@@ -1,12 +1,17 @@
 """What every test gets: quiet libraries, one thread, no network, and the path of the shared models and data."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before any test imports torch or tokenizers, and inherited by every subprocess a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A suite that a shell started in the background ignores SIGINT, and so would every run whose Ctrl-C a test tries.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from hypothesis import settings

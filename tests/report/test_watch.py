@@ -12,7 +12,6 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -33,11 +32,7 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def served(run: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     argv = [sys.executable, "-m", "rlhfctl", "report", "--watch", str(run), "--port", "0"]
-    # A shell's background job ignores SIGINT, and so would what it starts.
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
-    )
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     timer = threading.Timer(60, process.kill)
     timer.start()
