@@ -7,6 +7,8 @@ token_logprobs   log-probabilities with a gradient still unknown (PPO): chunks a
                  unless they fit KEEP_ELEMENTS, then the probabilities are kept.
 weighted_nll     the loss is a known weighted sum (SFT), so each chunk's gradient is made while its logits exist:
                  three matrix products instead of four.
+
+Large vocabularies go in tiles on a processor instead (models/head_tiles.py), through the same two functions.
 """
 
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlhfctl.models.head_tiles import in_tiles, tiled_logprobs
 from rlhfctl.models.linear import product, shape_bucket
 
 KEEP_ELEMENTS = 1 << 24  # float32 probabilities kept for the backward pass: 64 MiB
@@ -102,7 +105,8 @@ def token_logprobs(
     """
     rows = len(targets)
     hidden, targets = fill_up(hidden, targets, weight)
-    logprobs, entropy = _TokenLogprobs.apply(hidden, weight, targets, temperature)
+    compute = tiled_logprobs if in_tiles(weight) else _TokenLogprobs.apply
+    logprobs, entropy = compute(hidden, weight, targets, temperature)
     return logprobs[:rows], entropy[:rows]
 
 
@@ -149,4 +153,6 @@ def weighted_nll(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tenso
     rows = len(targets)
     hidden, targets = fill_up(hidden, targets, weight)
     weights = functional.pad(weights, (0, len(targets) - rows))
+    if in_tiles(weight):
+        return -(tiled_logprobs(hidden, weight, targets, with_entropy=False)[0] * weights).sum()
     return _WeightedNll.apply(hidden, weight, targets, weights)

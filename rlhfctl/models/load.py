@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rlhfctl.errors import Refused
 from rlhfctl.models import attention
 from rlhfctl.models.adapter_base import checked_base, is_adapter
+from rlhfctl.models.direct_gradient import look_up_directly
 from rlhfctl.models.linear import speed_up
 from rlhfctl.models.lora import announce_quantized
 from rlhfctl.models.packing import Pack
@@ -147,6 +148,7 @@ def prepare(model: nn.Module, device: torch.device, gradient_checkpointing: bool
     if hasattr(model.config, "attention_dropout"):
         config_of(model).attention_dropout = 0.0
     speed_up(model)
+    look_up_directly(model)
     model.eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from rlhfctl.heartbeat import heartbeat
+from rlhfctl.models.direct_gradient import allow
 from rlhfctl.recipe.sections import Optim
 from rlhfctl.trainers.distributed import sum_gradients
 
 Found = TypeVar("Found")
+
+CAST_ELEMENTS = 1 << 22  # float32 copies of bfloat16 gradients at a time: 16 MiB, or one matrix
 
 
 def scheduled_lr(optim: Optim, lr: float, step: int, total: int) -> float:
@@ -100,6 +103,7 @@ class Optimizer(Plain):
         self.named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         self.masters: list[nn.Parameter] = []
         for _, parameter in self.named:
+            allow(parameter)
             exact = parameter.dtype == torch.float32
             self.masters.append(parameter if exact else nn.Parameter(parameter.detach().float()))
         self.adam = torch.optim.AdamW(
@@ -146,20 +150,38 @@ class Optimizer(Plain):
         gradients = self.gradients()
         if scale != 1.0 and gradients:
             torch._foreach_mul_(gradients, scale)
-        for (_, parameter), master in zip(self.named, self.masters, strict=True):
-            if master is not parameter:
-                master.grad = None if parameter.grad is None else parameter.grad.float()
         lr = self.current_lr()
         for group in self.adam.param_groups:
             group["lr"] = lr
-        self.adam.step()
-        with torch.no_grad():
-            for (_, parameter), master in zip(self.named, self.masters, strict=True):
-                if master is not parameter:
-                    parameter.copy_(master)
-                    master.grad = None
-                parameter.grad = None
+        for part in self.parts():
+            self.step_part(part)
         self.steps += 1
+
+    def parts(self) -> list[list[tuple[nn.Parameter, nn.Parameter, Tensor | None]]]:
+        """(parameter, master, gradient) in parts of which the float32 copies of the gradients may exist together. The
+        gradients are taken from their parameters: AdamW leaves one without a gradient alone."""
+        found: list[list[tuple[nn.Parameter, nn.Parameter, Tensor | None]]] = [[]]
+        room = CAST_ELEMENTS
+        for (_, parameter), master in zip(self.named, self.masters, strict=True):
+            size = 0 if master is parameter else parameter.numel()
+            if size > room and found[-1]:
+                found.append([])
+                room = CAST_ELEMENTS
+            room -= size
+            found[-1].append((parameter, master, parameter.grad))
+            parameter.grad = None
+        return found
+
+    @torch.no_grad()
+    def step_part(self, part: list[tuple[nn.Parameter, nn.Parameter, Tensor | None]]) -> None:
+        for _, master, gradient in part:
+            master.grad = gradient if gradient is None else gradient.to(master.dtype)
+        self.adam.step()
+        for parameter, master, _ in part:
+            master.grad = None
+            if master is not parameter:
+                parameter.copy_(master)
+        part.clear()
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as tensors under the parameters' names: the optimizer's own, not copies."""

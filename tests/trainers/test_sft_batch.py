@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhfctl.models import attention
+from rlhfctl.models import attention, direct_gradient, head_tiles
 from rlhfctl.models.load import prepare
+from rlhfctl.recipe.sections import Optim
+from rlhfctl.trainers.optimizer import Optimizer, clip_and_step
 from rlhfctl.trainers.sft import train_batch
 
 CONFIG = LlamaConfig(
@@ -80,3 +82,30 @@ def test_the_loss_is_the_mean_over_all_trained_tokens(model, rows):
         total -= sum(float(logprobs[index - 1, ids[index]]) for index in trained)
         count += len(trained)
     assert loss == pytest.approx(total / count, abs=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_large_vocabulary_learns_as_a_small_one(monkeypatch, rows, tied):
+    """The head in tiles and gradients added in place: ten steps with the losses of the plain way."""
+
+    def losses():
+        torch.manual_seed(0)
+        config = copy.deepcopy(CONFIG)
+        config.tie_word_embeddings = tied
+        built = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+        model = prepare(built, torch.device("cpu"))
+        optim = Optim(lr=1e-2, schedule="constant", warmup_ratio=0.0)
+        optimizer = Optimizer(model.named_parameters(), optim, 1e-2, 10)
+        trained, found = sum(len(row) for row in rows.trained), []
+        for _ in range(10):
+            found.append(train_batch(model, rows, list(range(8)), trained, 30, optimizer))
+            clip_and_step([optimizer], 1.0)
+        return found
+
+    monkeypatch.setattr(direct_gradient, "allowed", lambda parameter: False)
+    plain = losses()
+    monkeypatch.undo()
+    monkeypatch.setattr(head_tiles, "LARGE", 53)
+    monkeypatch.setattr(head_tiles, "TILE", 20)
+    assert losses() == pytest.approx(plain, abs=1e-5)
+    assert plain[-1] < plain[0] - 1
