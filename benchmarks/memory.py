@@ -2,18 +2,19 @@
 
     python -m benchmarks.memory [--only NAME ...] [--quick]
 
-One process a configuration: imports first, then the peak is reset, then a few steps of the trainer itself.
-JSON lines memory/NAME: estimate_mb, peak_mb (VmHWM minus what was resident before the model), ratio. --quick: three.
+Processes of its own for a configuration: imports first, then the peak is reset, then a few steps of the trainer itself.
+JSON lines memory/NAME: estimate_mb, peak_mb (VmHWM minus what was resident before the model; of several ranks the
+largest), ratio. --quick: three. --set: all, fitted (CONFIGURATIONS), fresh or zero, which no part of the estimate was
+fitted to.
 """
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from benchmarks.ranks import forget_peak, memory, on_ranks, set_up
 
 SMALL, LARGE = 4096, 152064  # vocabularies
 BASE = {"vocab": SMALL, "hidden": 512, "layers": 4, "inner": 1408, "tokens": 1024, "rows": 8}
@@ -36,9 +37,70 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "oreo": {**BASE, "task": "oreo"},
     "oreo-vocab": {**WIDE, "task": "oreo", "hidden": 96},
 }
+# Other widths, depths, head shares, vocabularies, lengths and batches than above.
+FRESH: dict[str, dict[str, Any]] = {
+    "fresh-wide": {"vocab": 32000, "hidden": 768, "layers": 2, "inner": 2048, "tokens": 1536, "rows": 12},
+    "fresh-deep": {
+        "vocab": 8192,
+        "hidden": 256,
+        "layers": 12,
+        "inner": 704,
+        "tokens": 2048,
+        "rows": 8,
+        "length": 512,
+    },
+    "fresh-tied-bfloat16": {
+        "vocab": 49152,
+        "hidden": 384,
+        "layers": 4,
+        "inner": 1024,
+        "tokens": 3072,
+        "rows": 24,
+    },
+    "fresh-checkpointing": {
+        "vocab": 16384,
+        "hidden": 448,
+        "layers": 8,
+        "inner": 1216,
+        "tokens": 3072,
+        "rows": 12,
+    },
+    "fresh-lora": {"vocab": 32000, "hidden": 640, "layers": 5, "inner": 1728, "tokens": 1024, "rows": 16},
+    "fresh-rm": {
+        "vocab": 16384,
+        "hidden": 384,
+        "layers": 6,
+        "inner": 1024,
+        "tokens": 2048,
+        "rows": 8,
+        "length": 320,
+    },
+    "fresh-grpo": {"vocab": 16384, "hidden": 320, "layers": 6, "inner": 896, "tokens": 2048, "rows": 16},
+    "fresh-gae": {"vocab": 8192, "hidden": 384, "layers": 5, "inner": 1024, "tokens": 1536, "rows": 8},
+    "fresh-oreo": {"vocab": 16384, "hidden": 320, "layers": 6, "inner": 896, "tokens": 1536, "rows": 8},
+}
+FRESH["fresh-tied-bfloat16"] |= {"dtype": "bfloat16", "tied": True}
+FRESH["fresh-checkpointing"] |= {"checkpointing": True}
+FRESH["fresh-lora"] |= {"lora": True}
+FRESH["fresh-rm"] |= {"task": "rm"}
+FRESH["fresh-grpo"] |= {"task": "ppo", "kl": 0.05, "advantage": "grpo"}
+FRESH["fresh-gae"] |= {"task": "ppo", "kl": 0.05, "advantage": "gae"}
+FRESH["fresh-oreo"] |= {"task": "oreo"}
+# Two gloo processes: the plain engine and each stage.
+TWO = {"vocab": 8192, "hidden": 512, "layers": 4, "inner": 1408, "tokens": 1024, "rows": 8, "world": 2}
+ZERO: dict[str, dict[str, Any]] = {
+    "two-plain": TWO,
+    **{f"two-zero-{stage}": {**TWO, "zero": stage} for stage in range(4)},
+    "two-zero-2-bfloat16": {**TWO, "zero": 2, "dtype": "bfloat16"},
+    "two-rm-zero-2": {**TWO, "zero": 2, "task": "rm"},
+    "two-gae-zero-3": {**TWO, "zero": 3, "task": "ppo", "kl": 0.05, "advantage": "gae"},
+    "two-lora-zero-3": {**TWO, "zero": 3, "lora": True},
+}
+SETS = {"fitted": CONFIGURATIONS, "fresh": FRESH, "zero": ZERO, "all": CONFIGURATIONS | FRESH | ZERO}
 QUICK = ("sft", "sft-lora-checkpointing", "rm")
-LENGTH = 256  # of every row
+LENGTH = 256  # of every row, where a configuration says nothing else
 STEPS = 2
+MB = 2**20
 
 
 def write_home(home: Path, spec: dict[str, Any]) -> dict[str, Any]:
@@ -59,12 +121,12 @@ def write_home(home: Path, spec: dict[str, Any]) -> dict[str, Any]:
         "tie_word_embeddings": spec.get("tied", False),
     }
     (home / "model/config.json").write_text(json.dumps(config))
-    task = spec["task"]
-    chain = "3+8=1\n" * 60
+    task, length = spec.get("task", "sft"), spec.get("length", LENGTH)
+    chain = "3+8=1\n" * length
     answer = {"sft": "response", "oreo": "response"}.get(task)
     rows = []
     for n in range(spec["rows"]):
-        text = chain[: 2 * (LENGTH - 24) // 2 - n % 2]
+        text = chain[: length - 24 - n % 2]
         row: dict[str, Any] = {"id": f"r{n}", "prompt": f"{n % 10}+1?"}
         if task == "rm":
             row |= {"chosen": text, "rejected": text[:-1] + "7"}
@@ -88,11 +150,13 @@ def write_home(home: Path, spec: dict[str, Any]) -> dict[str, Any]:
             "dtype": spec.get("dtype", "float32"),
             "gradient_checkpointing": spec.get("checkpointing", False),
         },
-        "data": {"train": [{"path": str(home / "rows.jsonl")}], "max_length": LENGTH},
+        "data": {"train": [{"path": str(home / "rows.jsonl")}], "max_length": length},
         "train": {"steps": STEPS, "batch_size": spec["rows"], "tokens_per_microbatch": spec["tokens"]},
     }
     if spec.get("lora"):
         recipe["policy"] |= {"lora": {"rank": 16}, "path": recipe["policy"].pop("from_config")}
+    if "zero" in spec:
+        recipe["deepspeed"] = {"zero_stage": spec["zero"]}
     if task == "ppo":
         recipe |= {
             "reward": {"sources": [{"kind": "python", "path": str(home / "reward.py")}]},
@@ -103,77 +167,81 @@ def write_home(home: Path, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def one(spec: dict[str, Any], home: Path) -> dict[str, Any]:
-    """In this process: the trainer's steps, and its peak over what was there before."""
-    import peft  # noqa: F401  imported by the trainer where there are adapters
+    """In this rank's process: the trainer's steps, and its peak over what was there before."""
+    rank, world = set_up()
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification  # noqa: F401
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    from rlhfctl.preflight.memory import estimate
+    from rlhfctl.preflight.memory import estimate, shards_of
     from rlhfctl.recipe.tasks import TASKS
     from rlhfctl.run_dir import RunDir
     from rlhfctl.trainers import oreo, ppo, reward_model, sft
     from rlhfctl.trainers.context import RunContext
+    from rlhfctl.trainers.distributed import barrier
 
+    if "zero" in spec:
+        from rlhfctl.trainers import zero  # noqa: F401  the library, before the model
     trainers = {"sft": sft.train, "rm": reward_model.train, "ppo": ppo.train, "oreo": oreo.train}
-    content = write_home(home, spec)
-    recipe: Any = TASKS[spec["task"]].model_validate(content)
+    task, run = spec.get("task", "sft"), RunDir(home / "run")
+    if rank == 0:
+        (home / "recipe.json").write_text(json.dumps(write_home(home, spec)))
+        if spec.get("lora"):  # adapters stand on a checkpoint
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(home / "model"))
+            model.save_pretrained(home / "model")
+            del model
+        run.create()
+    barrier()
+    recipe: Any = TASKS[task].model_validate_json((home / "recipe.json").read_text())
     config = json.loads((home / "model/config.json").read_text())
-    found = estimate(recipe, config, spec.get("dtype") == "bfloat16")
+    shards = shards_of(recipe, world)
+    found = estimate(recipe, config, spec.get("dtype") == "bfloat16", world=world, shards=shards)
     assert found is not None
-    if spec.get("lora"):  # adapters stand on a checkpoint
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(home / "model")).save_pretrained(
-            home / "model"
-        )
-    run = RunDir(home / "run")
-    run.create()
-    ctx = RunContext(recipe, run, 0, 1, torch.device("cpu"), False, 1, lambda: None, lambda said: None)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at what is resident
-    before = status("VmRSS")
-    trainers[spec["task"]](ctx)
-    peak = status("VmHWM") - before
-    mb = 2**20
+    ctx = RunContext(recipe, run, rank, world, torch.device("cpu"), False, 1, lambda: None, lambda said: None)
+    forget_peak()
+    before = memory("VmRSS")
+    trainers[task](ctx)
+    parts = {name: round(value / MB) for name, value in found.parts().items() if value and name != "peak"}
     return {
-        "estimate_mb": round(found.peak / mb),
-        "peak_mb": round(peak / mb),
-        "ratio": round(found.peak / peak, 3),
-        "baseline_mb": round(before / mb),
-        "parts_mb": {
-            name: round(value / mb) for name, value in found.parts().items() if value and name != "peak"
-        },
+        "estimate_mb": round(found.peak / MB),
+        "peak_mb": round((memory("VmHWM") - before) / MB),
+        "baseline_mb": round(before / MB),
+        "parts_mb": parts,
     }
 
 
-def status(name: str) -> int:
-    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(name))
-    return int(line.split()[1]) * 1024
+def measured(name: str) -> dict[str, Any]:
+    """A configuration in processes of its own; of several ranks the one that took most."""
+    spec = SETS["all"][name]
+    with tempfile.TemporaryDirectory() as home:
+        try:
+            found = on_ranks("benchmarks.memory", ["--one", name, "--home", home], spec.get("world", 1))
+        except RuntimeError as error:
+            return {"name": f"memory/{name}", "error": str(error)}
+    peaks = [each["peak_mb"] for each in found]
+    most = found[peaks.index(max(peaks))]
+    ratio = round(most["estimate_mb"] / most["peak_mb"], 3)
+    return {
+        "name": f"memory/{name}",
+        "ratio": ratio,
+        **most,
+        **({"ranks_mb": peaks} if len(peaks) > 1 else {}),
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--only", nargs="*", choices=SETS["all"], metavar="NAME")
+    parser.add_argument("--set", choices=SETS, default="all")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--one", help="a configuration, run in this process")
+    parser.add_argument("--one", help="a configuration, run in this process, with files in --home")
+    parser.add_argument("--home", type=Path)
     options = parser.parse_args(arguments)
     if options.one:
-        with tempfile.TemporaryDirectory() as home:
-            found = one(CONFIGURATIONS[options.one], Path(home))
-        print(json.dumps({"name": f"memory/{options.one}", **found}), flush=True)
+        print(json.dumps(one(SETS["all"][options.one], options.home)), flush=True)
         return
-    names = options.only or (QUICK if options.quick else CONFIGURATIONS)
-    for name in names:
-        command = [sys.executable, "-m", "benchmarks.memory", "--one", name]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-            "TRANSFORMERS_VERBOSITY": "error",
-        }
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            print(json.dumps({"name": f"memory/{name}", "error": done.stderr.splitlines()[-1]}), flush=True)
-            continue
-        print(done.stdout.splitlines()[-1], flush=True)
+    for name in options.only or (QUICK if options.quick else SETS[options.set]):
+        print(json.dumps(measured(name)), flush=True)
 
 
 if __name__ == "__main__":

@@ -216,6 +216,9 @@ def join(recipe: "AnyRecipe", device: "torch.device") -> None:
         dist.init_process_group(backend, timeout=timeout, device_id=device)
     else:
         dist.init_process_group(backend, timeout=timeout)
+    from rlhfctl.trainers.same_versions import refuse_other_versions
+
+    refuse_other_versions()
 
 
 def agree_on(attempt: int) -> int:

@@ -11,9 +11,18 @@ if TYPE_CHECKING:
     from rlhfctl.recipe.tasks import AnyRecipe
 
 
+def several_nodes(recipe: "AnyRecipe") -> bool:
+    """By launch.nnodes or the lines of launch.hostfile. Raises UsageError for a hostfile that cannot be read."""
+    if recipe.launch.hostfile is None:
+        return recipe.launch.nnodes > 1
+    from rlhfctl.preflight.hostfile import read_hosts
+
+    return len(read_hosts(recipe.launch.hostfile)) > 1
+
+
 def leads(recipe: "AnyRecipe") -> bool:
     """Whether this machine writes the run directory: of several nodes one does."""
-    if recipe.launch.nnodes == 1 and recipe.launch.hostfile is None:
+    if not several_nodes(recipe):
         return True
     from rlhfctl.launch import node_of
 
@@ -24,14 +33,14 @@ def leads(recipe: "AnyRecipe") -> bool:
 def new_run(recipe: "AnyRecipe", run_dir: Path | None) -> RunDir:
     """An unused directory. Raises UsageError where the one given is used."""
     if run_dir is None:
-        if recipe.launch.nnodes > 1:
+        if several_nodes(recipe):
             raise UsageError("a run over several nodes needs --run-dir: one directory that all of them see")
         return RunDir(default_for(recipe.name))
     run = RunDir(run_dir)
     if run_dir.is_file():
         raise UsageError(f"{run_dir} is a file: give --run-dir a directory")
     # Of several nodes one may be there before the leader: its logs are no earlier run.
-    taken = run.recipe.exists() if recipe.launch.nnodes > 1 else run.is_used()
+    taken = run.recipe.exists() if several_nodes(recipe) else run.is_used()
     if taken and leads(recipe):
         raise UsageError(used(run))
     return run

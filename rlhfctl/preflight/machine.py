@@ -14,6 +14,7 @@ from rlhfctl.preflight.hostfile import expanded, read_hosts, unreachable
 from rlhfctl.preflight.inputs import Inputs, NotThere, locate
 from rlhfctl.preflight.nodes import port_is_free, split_endpoint, this_node
 from rlhfctl.preflight.quantized import saved_bytes
+from rlhfctl.preflight.shards import shards_of
 from rlhfctl.preflight.weights import parameters_of_config
 from rlhfctl.recipe.sections import VerifierSource
 from rlhfctl.recipe.tasks import PpoRecipe
@@ -235,11 +236,9 @@ def size_findings(inputs: Inputs) -> list[Finding]:
         return []
     trained = trained_parameters(inputs, parameters)
     width = 2 if uses_bfloat16(inputs) else 4
-    models = parameters * width + other_models(inputs, parameters) * width - saved_bytes(inputs, width)
-    state = trained * (width + MOMENTS + (MASTER if width == 2 else 0))
     critic = critic_parameters(inputs, parameters)
-    state += critic * (2 * width + MOMENTS + (MASTER if width == 2 else 0))
-    findings = memory_findings(inputs, models + state)
+    needed = least_memory(inputs, parameters, trained, critic, width)
+    findings = memory_findings(inputs, needed)
     whole = trained if inputs.recipe.policy.lora is not None else parameters
     checkpoint = (
         whole * width + critic * width + (trained + critic) * (MOMENTS + (MASTER if width == 2 else 0))
@@ -250,17 +249,33 @@ def size_findings(inputs: Inputs) -> list[Finding]:
             "X009",
             "info",
             f"{parameters / 1e6:.3g} M parameters, {trained / 1e6:.3g} M trained; at least "
-            f"{gib(models + state)} of memory per process, {gib(checkpoint)} of disk per checkpoint",
+            f"{gib(needed)} of memory per process, {gib(checkpoint)} of disk per checkpoint",
             side="machine",
             evidence={
                 "parameters": parameters,
                 "trained": trained,
-                "memory": models + state,
+                "memory": needed,
                 "disk": checkpoint,
             },
         )
     )
     return findings
+
+
+def least_memory(inputs: Inputs, parameters: int, trained: int, critic: int, width: int) -> int:
+    """Bytes per rank: weights, gradients and optimizer as ZeRO divides them, and the frozen copies. What is offloaded
+    is not counted where the models are on GPUs."""
+    recipe = inputs.recipe
+    shards = shards_of(recipe, world_size(inputs))
+    away = recipe.deepspeed.offload if recipe.deepspeed is not None and inputs.machine.usable_gpus else "none"
+    weights = (parameters + critic) * width - saved_bytes(inputs, width)
+    optimizer = (trained + critic) * (MOMENTS + (MASTER if width == 2 else 0))
+    return (
+        (0 if away == "all" else weights // shards.weights)
+        + (trained + critic) * width // shards.gradients
+        + (0 if away != "none" else optimizer // shards.optimizer)
+        + other_models(inputs, parameters) * width
+    )
 
 
 def parameter_count(inputs: Inputs, path: str) -> int | None:

@@ -14,6 +14,7 @@ from typing import Any
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere
 from rlhfctl.preflight.machine import processes, uses_bfloat16, world_size
+from rlhfctl.preflight.shards import WHOLE, Shards, shards_of
 from rlhfctl.recipe.sections import ModelSource
 from rlhfctl.recipe.tasks import AnyRecipe, OreoRecipe, PpoRecipe, RmRecipe
 
@@ -25,15 +26,6 @@ MOMENTS, MASTER = 8, 4  # AdamW's two moments and, for bfloat16 weights, the flo
 HEAP, KERNELS = 0.4, 40 << 20
 RETURNED = 32 << 20  # glibc gives tensors of this size back to the system as soon as they are freed
 CLOSE = 0.8  # an estimate above this share of what is free is worth a warning
-
-
-@dataclass(frozen=True, slots=True)
-class Shards:
-    """Over how many ranks each part of a trained model is divided (ZeRO); 1: every rank holds all of it."""
-
-    weights: int = 1
-    gradients: int = 1
-    optimizer: int = 1
 
 
 @dataclass(slots=True)
@@ -113,7 +105,7 @@ def estimate(
     cpu: bool = True,
     world: int = 1,
     reward_configs: list[dict[str, Any]] | None = None,
-    shards: Shards = Shards(),
+    shards: Shards = WHOLE,
 ) -> Estimate | None:
     """config: the policy's config.json. cpu: kernels as they are there. None for an architecture it does not know."""
     shape = shape_of(config)
@@ -187,16 +179,6 @@ def quantized_bytes(recipe: AnyRecipe, shape: Shape, width: int) -> int:
     kept = 1.0 if policy.quantization == "int8" else 0.5 + 4 / policy.quantization_block
     matrices = shape.layers * sum(rows * columns for rows, columns in shape.linear.values())
     return int(matrices * (width - kept))
-
-
-def shards_of(recipe: AnyRecipe, world: int) -> Shards:
-    """ZeRO: stage 1 divides the optimizer, 2 the gradients too, 3 the weights as well."""
-    stage = recipe.deepspeed.zero_stage if recipe.deepspeed is not None else 0
-    return Shards(
-        weights=world if stage == 3 else 1,
-        gradients=world if stage >= 2 else 1,
-        optimizer=world if stage >= 1 else 1,
-    )
 
 
 def pack_tokens(recipe: AnyRecipe, world: int) -> tuple[int, bool]:

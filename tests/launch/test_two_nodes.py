@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,36 +14,6 @@ from rlhfctl.run_dir import RunDir
 
 pytestmark = pytest.mark.heavy
 ENDPOINT = "10.211.77.1:29477"
-
-
-def ip(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["ip", *arguments], capture_output=True, text=True)
-
-
-@pytest.fixture
-def nodes() -> Iterator[tuple[str, str]]:
-    """Names of two namespaces joined by a cable, 10.211.77.1 and .2."""
-    names = (f"rlhf{os.getpid()}a", f"rlhf{os.getpid()}b")
-    try:
-        made = [ip("netns", "add", name) for name in names]
-    except FileNotFoundError:
-        pytest.skip("no `ip` command (iproute2)")
-    if any(out.returncode for out in made):
-        for name in names:
-            ip("netns", "del", name)
-        pytest.skip(f"cannot make network namespaces here: {made[0].stderr.strip()}")
-    try:
-        ends = (f"v{os.getpid()}a", f"v{os.getpid()}b")
-        assert ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1]).returncode == 0
-        for number, (name, end) in enumerate(zip(names, ends, strict=True), 1):
-            assert ip("link", "set", end, "netns", name).returncode == 0
-            assert ip("-n", name, "addr", "add", f"10.211.77.{number}/24", "dev", end).returncode == 0
-            assert ip("-n", name, "link", "set", end, "up").returncode == 0
-            assert ip("-n", name, "link", "set", "lo", "up").returncode == 0
-        yield names
-    finally:
-        for name in names:
-            ip("netns", "del", name)
 
 
 def command(chains: Path, run_dir: Path, *overrides: str) -> list[str]:
@@ -138,7 +107,8 @@ def test_a_lost_worker_a_signal_and_a_cut_cable(nodes: tuple[str, str], chains: 
     again = [sys.executable, "-m", "rlhfctl", "sft", "--resume", "--run-dir", str(run.path)]
     processes = [on(node, [*again, "launch.timeout=8"]) for node in nodes]
     wait_for(run, processes, kept + 3)
-    assert ip("-n", nodes[1], "link", "set", f"v{os.getpid()}b", "down").returncode == 0
+    cut_cable = ["ip", "-n", nodes[1], "link", "set", f"v{os.getpid()}b", "down"]
+    assert subprocess.run(cut_cable).returncode == 0
     cut = time.monotonic()
     ends = [process.communicate(timeout=90)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], ends

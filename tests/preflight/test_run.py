@@ -406,6 +406,16 @@ def test_a_model_too_large_for_memory_and_disk(chains: Path, tmp_path: Path) -> 
     assert str(tmp_path) in found["X008"].title
 
 
+def test_what_zero_divides_is_not_asked_of_one_rank(chains: Path) -> None:
+    """P of 0.16 M in float32: 4 P of weights, 4 P of gradients, 8 P of moments, divided over 4 ranks."""
+    least = {}
+    for stage in range(4):
+        keys = {"launch": {"nproc_per_node": 4}, "deepspeed": {"zero_stage": stage}}
+        evidence = next(f.evidence for f in preflight(sft(chains, **keys)).findings if f.id == "X009")
+        least[stage] = evidence["memory"] / evidence["parameters"]
+    assert [round(least[stage], 2) for stage in range(4)] == [16, 8 + 2, 4 + 1 + 2, 1 + 1 + 2]
+
+
 def test_a_missing_package_names_the_extra(chains: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
