@@ -1,18 +1,98 @@
-"""What each method changes in recipes/quickstart/ppo.yaml.
+"""What each run changes in a shipped quickstart recipe.
 
-The reward, the data, the number of samples of a step and the number of steps are the same for all; the recipe's own
-settings are gae with a value head on the policy's trunk.
+METHODS are compared by their learning curves. DENSE are rewards of steps and tokens, held against `ppo`, which has one
+reward at the end; all of theirs are recipes/quickstart/ppo.yaml, gae with a value head on the policy's trunk. The
+questions, the number of samples of a step and the number of steps are the same for all. {home} stands for the directory
+of a task seed.
 """
 
-WITHOUT_VALUES = ["value_model=null", "algorithm.value_coef=1.0"]
+from dataclasses import dataclass, field
 
-METHODS: dict[str, list[str]] = {
-    "ppo": [],
-    "grpo": [*WITHOUT_VALUES, "algorithm.advantage=grpo", "rollout.n=4"],
-    "rloo": [*WITHOUT_VALUES, "algorithm.advantage=rloo", "rollout.n=4"],
-    "reinforce_baseline": [
-        *WITHOUT_VALUES,
-        "algorithm.advantage=reinforce_baseline",
-        "rollout.n=4",
+
+@dataclass(frozen=True)
+class Method:
+    """changes: overrides of recipes/quickstart/RECIPE.yaml. reward_model: of REWARD_MODELS, trained first."""
+
+    changes: list[str] = field(default_factory=list)
+    recipe: str = "ppo"
+    reward_model: str | None = None
+
+
+WITHOUT_VALUES = ["value_model=null", "algorithm.value_coef=1.0"]
+WARM = ["warmup=null", "policy.from_config=null", "policy.tokenizer=null"]
+SUPERVISED = [*WARM, "algorithm.minibatches=1", "algorithm.kl_coef=0.05"]
+
+METHODS: dict[str, Method] = {
+    "ppo": Method(),
+    "grpo": Method([*WITHOUT_VALUES, "algorithm.advantage=grpo", "rollout.n=4"]),
+    "rloo": Method([*WITHOUT_VALUES, "algorithm.advantage=rloo", "rollout.n=4"]),
+    "reinforce_baseline": Method(
+        [*WITHOUT_VALUES, "algorithm.advantage=reinforce_baseline", "rollout.n=4"],
+    ),
+    "reft": Method(WARM, "reft"),
+    "online_st": Method([*SUPERVISED, "method=online_st"], "reft"),
+}
+
+# The verdict on the final digit and, with a weight, on each line; a model's steps with a weight of their own.
+DIGIT = "{kind: verifier, name: chain_answer, right: 1.0, wrong: 0.1, unparsable: 0.0"
+PRM = "{kind: model, path: {home}/prm/final, weight: 0.0, step_reward: STEP_REWARD, span_weight: "
+RM = "{kind: model, path: {home}/rm/final, weight: "
+
+
+def lines(weight: float, *more: str) -> Method:
+    """weight: reward of a line that follows from the line before it."""
+    sources = f"reward.sources=[{DIGIT}, span_weight: {weight}}}]"
+    return Method(["reward.granularity=step", sources, *more])
+
+
+def process(weight: float, step_reward: str, *more: str) -> Method:
+    """weight: of a process reward model trained on step labels."""
+    model = PRM.replace("STEP_REWARD", step_reward)
+    return Method(
+        ["reward.granularity=step", f"reward.sources=[{DIGIT}}}, {model}{weight}}}]", *more],
+        reward_model="prm",
+    )
+
+
+# A line's reward is there at once: less of what comes later, and less of its noise.
+LOCAL = ["algorithm.gae_lambda=0.5"]
+NEAR = ["algorithm.gae_lambda=0.8"]
+
+DENSE: dict[str, Method] = {
+    "terminal": Method(),
+    "terminal-local": Method(LOCAL),
+    "terminal-near": Method(NEAR),
+    "lines-0.1": lines(0.1),
+    "lines-0.2": lines(0.2),
+    "lines-0.4": lines(0.4),
+    "lines-0.4-local": lines(0.4, *LOCAL),
+    "lines-0.4-near": lines(0.4, *NEAR),
+    "lines-1.0": lines(1.0),
+    "lines-1.0-local": lines(1.0, *LOCAL),
+    "prm-difference-0.3": process(0.3, "difference"),
+    "prm-min-0.3": process(0.3, "min"),
+    "prm-difference-1.0": process(1.0, "difference"),
+    "redistribution-0.1": Method(
+        [f"reward.sources=[{DIGIT}}}, {RM}0.1}}]", "reward.shaping.redistribution=difference"],
+        reward_model="rm",
+    ),
+    "prime": Method(
+        [
+            *WITHOUT_VALUES,
+            "algorithm.advantage=prime",
+            "rollout.n=4",
+            "algorithm.kl_coef=0.0",
+            "implicit_prm.lr=3e-4",
+        ],
+    ),
+}
+
+REWARD_MODELS: dict[str, list[str]] = {
+    "rm": ["train.steps=600"],
+    "prm": [
+        "algorithm.objective=step",
+        "algorithm.step_coef=0.0",
+        "data.train=[{path: {home}/data/steps.jsonl, format: stepwise}]",
+        "data.eval=[]",
     ],
 }

@@ -45,12 +45,12 @@ def rows_of(found: Found) -> list[list[list[str]]]:
         own = each["oreo_value_beam_2_on_sft"]
         greedy = {key: own["metrics"][f"{key}/greedy"]["value"] for key in ("accuracy", "path_accuracy")}
         on_sft.append([seed, pair(greedy), pair(each["oracle_beam_4_on_sft"]), of_search(own)])
-        beams = [each[f"beam_{width}_alpha_{alpha}"] for width in (2, 4) for alpha in ("0", "0.5")]
-        greedy = {key: beams[0]["metrics"][f"{key}/greedy"]["value"] for key in ("accuracy", "path_accuracy")}
+        beams = [each.get(f"beam_{width}_alpha_{alpha}") for width in (2, 4) for alpha in ("0", "0.5")]
+        metrics = next(beam["metrics"] for beam in beams if beam)
+        greedy = {key: metrics[f"{key}/greedy"]["value"] for key in ("accuracy", "path_accuracy")}
         fit = each["value_fit"]
-        on_oreo.append(
-            [seed, pair(greedy), *map(of_search, beams), f"{fit['alpha']:g}", f"{fit['cpu_seconds']:.0f}"]
-        )
+        told = [of_search(beam) if beam else "not run" for beam in beams]
+        on_oreo.append([seed, pair(greedy), *told, f"{fit['alpha']:g}", f"{fit['cpu_seconds']:.0f}"])
     return [trained, on_sft, on_oreo]
 
 

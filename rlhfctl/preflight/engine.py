@@ -114,14 +114,16 @@ def server_findings(inputs: Inputs, recipe: PpoRecipe) -> Iterator[Finding]:
             yield Finding("X011", "error", error.message, side="machine", exit_code=error.exit_code)
             continue
         try:
-            vocabulary = inputs.config(inputs.policy_path).get("vocab_size")
+            config = inputs.config(inputs.policy_path)
         except NotThere:
             continue
-        problem = mismatch(info, int(vocabulary), longest_sample(recipe)) if vocabulary else None
+        vocabulary, context = config.get("vocab_size"), config.get("max_position_embeddings")
+        longest = min(longest_sample(recipe), int(context or longest_sample(recipe)))
+        problem = mismatch(info, int(vocabulary), longest) if vocabulary else None
         if problem is not None:
             yield Finding("X011", "error", problem, side="machine")
 
 
 def longest_sample(recipe: PpoRecipe) -> int:
-    """Prompt and response together, as the trainer asks its engine for."""
+    """Prompt and response together, as the trainer asks its engine for, which gives at most the model's context."""
     return (recipe.rollout.max_prompt_length or recipe.data.max_length) + recipe.rollout.max_new_tokens

@@ -61,12 +61,15 @@ def build_engine(
 ) -> Engine:
     """The recipe's engine, with weights that only its first sync vouches for.
 
-    max_length: the longest prompt and response together; default: the model's context. logs: where servers that are
-    started write theirs. say: takes one line when a server is lost. Raises Unable, Refused.
+    max_length: the longest prompt and response together, at most and by default the model's context. logs: where
+    servers that are started write theirs. say: takes one line when a server is lost. Raises Unable, Refused.
     """
     if spec.engine == "hf":
         return HfEngine(policy)
-    longest = max_length or int(config_of(policy).max_position_embeddings)
+    context = int(config_of(policy).max_position_embeddings)
+    longest = min(
+        max_length or context, context
+    )  # engines refuse more, and no row that passed preflight needs it
     if spec.engine == "vllm_server":
         from rlhfctl.rollout.vllm_server import VllmServerEngine
 
@@ -76,3 +79,9 @@ def build_engine(
     from rlhfctl.rollout.vllm import VllmEngine
 
     return VllmEngine(policy, longest, spec.max_batch_tokens, trust_remote_code)
+
+
+def within_context(policy: nn.Module, length: int | None) -> int:
+    """vLLM refuses more than the model's context, and no row that preflight lets pass needs more."""
+    context = int(config_of(policy).max_position_embeddings)
+    return min(length or context, context)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from transformers import LlamaConfig, LlamaModel
 
 from rlhfctl.preflight import engine
 from rlhfctl.preflight.engine import head_findings
@@ -17,15 +18,20 @@ from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs
 from rlhfctl.preflight.machine import package_findings
 from rlhfctl.recipe.tasks import PpoRecipe
+from rlhfctl.rollout.engine import within_context
+
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
-def inputs(chains: Path, model: Path, name: str = "vllm", server: dict[str, object] | None = None) -> Inputs:
+def inputs(
+    chains: Path, model: Path, name: str = "vllm", server: dict[str, object] | None = None, longest: int = 48
+) -> Inputs:
     recipe = PpoRecipe.model_validate(
         {
             "task": "ppo",
             "name": "toy",
             "policy": {"from_config": str(model), "tokenizer": str(chains / "model")},
-            "data": {"train": [{"path": str(chains / "data/prompts.jsonl")}], "max_length": 48},
+            "data": {"train": [{"path": str(chains / "data/prompts.jsonl")}], "max_length": longest},
             "reward": {"sources": [{"kind": "verifier", "name": "chain_answer"}]},
             "rollout": {"engine": name, "max_new_tokens": 16} | ({"server": server} if server else {}),
             "train": {"steps": 4, "batch_size": 8},
@@ -131,6 +137,14 @@ def test_a_given_server_is_asked(chains: Path, url: str, monkeypatch: pytest.Mon
             ((number, code, title),) = found()
             assert (number, code) == ("X011", 5)
             assert words in title
+    # The model's context is 64: prompts of up to 64 tokens and 16 new ones never come to 80.
+    longer = inputs(chains, chains / "model", "vllm_server", {"urls": [url]}, longest=64)
+    assert list(engine.check(longer)) == []
+
+
+def test_an_engine_is_given_at_most_the_models_context() -> None:
+    policy = LlamaModel(LlamaConfig(**dict.fromkeys(SIZES, 8), vocab_size=8, max_position_embeddings=64))
+    assert [within_context(policy, length) for length in (None, 48, 64, 80)] == [64, 48, 64, 64]
 
 
 def test_a_given_server_that_is_not_there(chains: Path) -> None:

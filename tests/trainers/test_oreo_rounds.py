@@ -1,11 +1,14 @@
 """Rounds of collect and train, and the value fit behind them: one run, and a stop anywhere changes nothing."""
 
 import json
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
 
 from rlhfctl.data.load import load_samples
 from rlhfctl.errors import Interrupted, Refused, UsageError
@@ -52,14 +55,19 @@ def overrides(chains: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
     ]
 
 
-def run(path: Path, overrides: list[str], resume: bool, asks: int | None = None) -> RunDir:
+def run(
+    path: Path, overrides: list[str], resume: bool, asks: int | None = None, rank: int = 0, world: int = 1
+) -> RunDir:
     """asks: the how many-th question whether to stop is answered with yes."""
     directory = RunDir(path)
-    directory.create()
+    if rank == 0:
+        directory.create()
+    if world > 1:
+        dist.barrier()
     asked = iter(range(1, 10_000))
     recipe = load_recipe("quickstart/oreo-rounds", overrides).recipe
     ctx = RunContext(
-        recipe, directory, 0, 1, torch.device("cpu"), resume, 1,
+        recipe, directory, rank, world, torch.device("cpu"), resume, 1,
         lambda: 2 if next(asked) == asks else None, lambda line: None,
     )  # fmt: skip
     oreo_rounds.train(ctx)
@@ -121,6 +129,41 @@ def test_stopped_anywhere_it_ends_the_same(
     # What a value was fitted to cannot be trained further under it.
     with pytest.raises(Refused, match="has fitted a value to the policy of step 6"):
         run(tmp_path / "whole", [each.replace("train.steps=3", "train.steps=4") for each in overrides], True)
+
+
+def one_of_two(rank: int, path: Path, overrides: list[str]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{path}.store", rank=rank, world_size=2)
+    run(path, overrides, False, rank=rank, world=2)
+    dist.destroy_process_group()
+
+
+@pytest.mark.heavy
+def test_two_processes_collect_train_and_fit_what_one_does(overrides: list[str], tmp_path: Path) -> None:
+    """Each samples half of the prompts and trains on half of every batch. Sums in another order differ in their last
+    digits, which AdamW lets grow; half of the samples, or a mean over one rank's prefixes, would differ by far more."""
+    torch.set_num_threads(1)
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=one_of_two, args=(rank, tmp_path / "two", overrides)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    one = run(tmp_path / "one", overrides, resume=False)
+    for process in ranks:
+        process.join(300)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    two = RunDir(tmp_path / "two")
+    for name in ("rounds/1/trajectories.jsonl", "rounds/2/trajectories.jsonl"):
+        assert (one.path / name).read_bytes() == (two.path / name).read_bytes(), name
+    alone, together = told(one), told(two)
+    assert len(alone) == len(together) == 11
+    for first, second in zip(alone, together, strict=True):
+        assert first.keys() == second.keys()
+        for key in first:
+            close = second[key] if second[key] is None else pytest.approx(second[key], rel=1e-3, abs=1e-5)
+            assert first[key] == close, (first["step"], key)
+    for name in ("final/model.safetensors", "value_model/value_head.safetensors"):
+        first_weights, second_weights = load_file(one.path / name), load_file(two.path / name)
+        for key, tensor in first_weights.items():
+            assert float((tensor - second_weights[key]).abs().max()) < 1e-4, (name, key)
 
 
 def test_the_initial_policy_as_reference_and_balanced_samples(
