@@ -9,6 +9,7 @@ from rlhfctl.cli.console import Console
 from rlhfctl.cli.exit_codes import DONE
 from rlhfctl.cli.options import JsonOption, QuietOption, VerboseOption
 from rlhfctl.errors import Unable, UsageError
+from rlhfctl.install import install_line
 
 Text = str | None
 
@@ -69,7 +70,7 @@ def evaluate(
         from rlhfctl.evaluation import results, run, table
         from rlhfctl.evaluation.settings import Settings
     except ModuleNotFoundError as error:
-        raise Unable(f"rlhfctl eval needs {error.name}: pip install 'rlhfctl[train]'") from None
+        raise Unable(f"rlhfctl eval needs {error.name}: {install_line('train')}") from None
     settings = Settings(
         source, data, verifier, search, n, value_model, reward_model, alpha, delimiter or [],
         max_steps, temperature, max_new_tokens, seed, limit, engine, out, compare,

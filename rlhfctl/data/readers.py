@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhfctl.data.bad_row import BadRow
 from rlhfctl.errors import Refused, Unable
+from rlhfctl.install import install_line
 from rlhfctl.templates.hub import hub_failure
 
 Row = dict[str, Any]
@@ -110,7 +111,7 @@ def _parquet(file: Path) -> Iterator[NumberedRow]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise Unable(f"reading {file} needs pyarrow: pip install 'rlhfctl[train]'") from None
+        raise Unable(f"reading {file} needs pyarrow: {install_line('train')}") from None
     try:
         number = 0
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
@@ -126,7 +127,7 @@ def _hub(name: str, split: str, subset: str | None) -> Iterator[NumberedRow]:
         import datasets
     except ImportError:
         raise Unable(
-            f"{name} is no file here, and to load it from the hub: pip install 'rlhfctl[train]'"
+            f"{name} is no file here, and to load it from the hub: {install_line('train')}"
         ) from None
     try:
         table = datasets.load_dataset(name, subset, split=split)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from rlhfctl.errors import Refused, Unable
+from rlhfctl.install import install_line
 from rlhfctl.models.load import config_of
 from rlhfctl.models.merged import merged_weights
 from rlhfctl.models.reward_model import RewardModel, last_read
@@ -110,7 +111,7 @@ def start(trunk: nn.Module, config: Any, tokenizer: str, length: int) -> Any:
             )
     except ModuleNotFoundError as error:
         raise Unable(
-            f"--engine vllm needs {error.name}: pip install 'rlhfctl[vllm]' (a GPU), make install-full (a CPU)"
+            f"--engine vllm needs {error.name}: {install_line('vllm')} (a GPU), make install-full (a CPU)"
         ) from error
     except Exception as error:
         raise cannot(error) from error

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhfctl.errors import Refused, Unable
+from rlhfctl.install import install_line
 
 
 def quantize(trunk: nn.Module, kind: str, block: int, device: torch.device) -> None:
@@ -18,9 +19,7 @@ def quantize(trunk: nn.Module, kind: str, block: int, device: torch.device) -> N
     try:
         from rlhfctl.models.quantized_linear import FourBitLinear, Int8Linear
     except ModuleNotFoundError as error:
-        raise Unable(
-            f"policy.quantization {kind} needs {error.name}: pip install 'rlhfctl[quant]'"
-        ) from error
+        raise Unable(f"policy.quantization {kind} needs {error.name}: {install_line('quant')}") from error
     layers = [(name, module) for name, module in trunk.named_modules() if isinstance(module, nn.Linear)]
     uneven = [name for name, layer in layers if kind != "int8" and layer.in_features % block]
     if uneven:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.install import install_line
 from rlhfctl.preflight.deepspeed import deepspeed_findings
 from rlhfctl.preflight.engine import runs_vllm
 from rlhfctl.preflight.finding import Finding
@@ -113,8 +114,8 @@ def tracking_findings(inputs: Inputs) -> list[Finding]:
 def how_to_install(missing: Iterable[str]) -> str:
     for extra in ("vllm", "deepspeed"):
         if extra in missing:
-            return f"pip install 'rlhfctl[{extra}]' (a GPU), make install-full (a CPU)"
-    return f"pip install 'rlhfctl[{extras_of(missing)}]'"
+            return f"{install_line(extra)} (a GPU), make install-full (a CPU)"
+    return install_line(extras_of(missing))
 
 
 def device_findings(inputs: Inputs) -> list[Finding]:

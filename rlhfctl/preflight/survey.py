@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhfctl.install import install_line
 from rlhfctl.preflight.devices import available_memory, cores, driver_cuda, gpus
 from rlhfctl.preflight.machine import BF16_CAPABILITY, gib
 from rlhfctl.preflight.nodes import port_is_free
@@ -80,10 +81,10 @@ def python_row() -> list[Row]:
 
 
 def torch_rows() -> list[Row]:
-    """torch, bf16, and on a machine with a GPU: CUDA, the driver, NCCL and the attention kernel."""
+    """torch, bf16, GPUs with their driver, NCCL and the attention kernel."""
     version = version_of("torch")
     if version is None:
-        return [Row("fail", "torch", "not installed", "pip install 'rlhfctl[train]' (training needs it)")]
+        return [Row("fail", "torch", "not installed", f"{install_line('train')} (training needs it)")]
     try:
         told = ask_torch()
     except ValueError as error:
@@ -92,13 +93,16 @@ def torch_rows() -> list[Row]:
     rows = [Row("ok", "torch", f"{told['version']}, {build}")]
     cards = gpus()
     if not cards:
-        return [*rows, bf16_row(told, None), Row("ok", "gpu", "none: runs use the CPU")]
+        rows += [bf16_row(told, None), Row("ok", "gpu", "none: runs use the CPU")]
+        rows.append(Row("ok", "nccl", "not needed without a GPU: processes talk through gloo"))
+        return [*rows, Row("ok", "attention", "attention of torch, on the CPU")]
     names = ", ".join(f"{card.name} ({gib(card.memory)})" for card in cards)
+    driver = driver_cuda()
+    newest = f"the driver runs CUDA up to {driver}" if driver else "the driver does not tell its version"
+    rows.append(Row("ok" if driver else "warn", "driver", newest, "" if driver else "check nvidia-smi"))
     if not told["cuda"]:
         rows.append(Row("warn", "gpu", f"{names}, and torch is a CPU build", "install a CUDA build of torch"))
         return [*rows, bf16_row(told, None)]
-    driver = driver_cuda()
-    newest = f"the driver runs CUDA up to {driver}" if driver else "the driver does not tell its version"
     if not told["available"]:
         wrong = f"{names}, unusable: torch is for CUDA {told['cuda']}, {newest}"
         return [*rows, Row("fail", "gpu", wrong, "update the driver, or install a torch build for its CUDA")]
@@ -146,13 +150,13 @@ def package_rows() -> list[Row]:
     rows = []
     version = version_of("transformers")
     if version is None:
-        rows.append(Row("fail", "transformers", "not installed", "pip install 'rlhfctl[train]'"))
+        rows.append(Row("fail", "transformers", "not installed", install_line("train")))
     else:
         rows.append(Row("ok", "transformers", version))
     for names, purpose, extra in OPTIONAL:
         found = next(((name, v) for name in names if (v := version_of(name)) is not None), None)
         if found is None:
-            fix = f"pip install 'rlhfctl[{extra}]' (for {purpose})"
+            fix = f"{install_line(extra)} (for {purpose})"
             rows.append(Row("warn", names[0], "not installed", fix))
         else:
             name, version = found

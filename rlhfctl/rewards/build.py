@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from rlhfctl.errors import Unable
+from rlhfctl.install import install_line
 from rlhfctl.recipe.sections import ModelSource, PythonSource, RemoteSource, Reward, Template, VerifierSource
 from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.rewards.python_source import PythonReward
@@ -58,9 +59,7 @@ def _build(
             from rlhfctl.rewards.remote import RemoteReward
             from rlhfctl.rewards.remote_openrlhf import OpenRlhfReward
         except ModuleNotFoundError as error:
-            raise Unable(
-                f"a reward of kind remote needs {error.name}: pip install 'rlhfctl[train]'"
-            ) from None
+            raise Unable(f"a reward of kind remote needs {error.name}: {install_line('train')}") from None
         if section.protocol == "openrlhf":
             return OpenRlhfReward(section, reward, policy)
         return RemoteReward(section, policy, template, reward.granularity)

@@ -8,6 +8,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
+from rlhfctl.install import install_line
 from rlhfctl.recipe.sections import VerifierSource
 from rlhfctl.rewards.answer_text import choice, final_answer, normalised, number, word
 from rlhfctl.rewards.child import Child, ChildDied, ChildTimeout
@@ -114,7 +115,7 @@ def _prepare() -> Handler:
     try:
         from math_verify import parse, verify
     except ImportError:
-        raise NotReady("needs math-verify for this answer: pip install 'rlhfctl[train]'") from None
+        raise NotReady(f"needs math-verify for this answer: {install_line('train')}") from None
     logging.disable(logging.ERROR)  # it warns of each missing timeout; the time limit is the parent's
 
     def handle(request: dict[str, str]) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rlhfctl.errors import RunFailed, Unable
+from rlhfctl.install import install_line
 from rlhfctl.models.load import config_of, head_weight
 from rlhfctl.models.merged import merged_weights
 from rlhfctl.models.vllm_start import cache_bytes, first_line, set_environment
@@ -67,7 +68,7 @@ class VllmEngine:
                 )
         except ModuleNotFoundError as error:
             raise Unable(
-                f"the engine vllm needs {error.name}: pip install 'rlhfctl[vllm]' (a GPU), make install-full (a CPU)"
+                f"the engine vllm needs {error.name}: {install_line('vllm')} (a GPU), make install-full (a CPU)"
             ) from error
         except Exception as error:
             raise Unable(f"the engine vllm cannot run this model: {first_line(error)}") from error

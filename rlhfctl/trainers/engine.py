@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rlhfctl.errors import Unable
+from rlhfctl.install import install_line
 from rlhfctl.recipe.sections import Optim
 from rlhfctl.recipe.tasks import Recipe
 from rlhfctl.trainers.distributed import any_rank
@@ -35,7 +36,7 @@ def build_optimizer(
     try:
         from rlhfctl.trainers.zero import ZeroOptimizer
     except ModuleNotFoundError as error:
-        raise Unable(f"the section deepspeed needs {error.name}: pip install 'rlhfctl[deepspeed]'") from error
+        raise Unable(f"the section deepspeed needs {error.name}: {install_line('deepspeed')}") from error
     return ZeroOptimizer(recipe.deepspeed, modules, named, optim, lr, total_steps, max_grad_norm)
 
 

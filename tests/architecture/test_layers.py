@@ -11,6 +11,7 @@ import pytest
 LIGHT = {
     "errors": set(),
     "base_weights": set(),
+    "install": set(),
     "run_dir": set(),
     "stop": set(),
     "failure": {"run_dir"},
@@ -65,6 +66,7 @@ WORDS = {
     "errors",
     "__version__",
     "base_weights",
+    "install",
     "preflight.finding",
     "serving.protocol",
     "rollout.handshake",

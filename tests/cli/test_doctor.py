@@ -27,6 +27,8 @@ def test_this_machine_can_train(cli: Cli) -> None:
     assert told["torch"]["status"] == "ok"
     assert told["torch"]["found"].startswith(version("torch"))
     assert told["transformers"]["found"] == version("transformers")
+    machine = {"gpu", "bf16", "compiler", "threads", "memory", "disk", "shm", "hub cache", "port"}
+    assert machine | {"nccl", "attention", "deepspeed", "vllm", "bitsandbytes"} <= set(told)
     counted = {
         status: sum(row["status"] == status for row in told.values()) for status in ("ok", "warn", "fail")
     }
