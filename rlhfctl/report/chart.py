@@ -21,7 +21,8 @@ def chart(title: str, lines: Sequence[Line], bands: Sequence[Band] = (), legend:
     points = [point for _, line in lines for point in line]
     points += [(x, y) for band in bands for x, *edges in band for y in edges]
     xs, ys = ticks(*span(x for x, _ in points)), ticks(*span(y for _, y in points))
-    low_x, high_x = min(xs[0], min(x for x, _ in points)), max(xs[-1], max(x for x, _ in points))
+    low_x, high_x = min(xs[0], min(x for x, _ in points)), max(x for x, _ in points)
+    xs = [x for x in xs if x <= high_x]  # a curve reaches the right edge: steps end where they end
     low_y, high_y = min(ys[0], min(y for _, y in points)), max(ys[-1], max(y for _, y in points))
 
     def place(x: float, y: float) -> tuple[float, float]:
