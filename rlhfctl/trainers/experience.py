@@ -42,6 +42,9 @@ class Experience:
     )
     groups: int = 0  # prompts compared within themselves; 0 without a group estimator
     kl_coef: float = 0.0  # of this step: it moves with algorithm.kl_target
+    value_sums: dict[str, float] | None = (
+        None  # this rank's, where the value model has been trained on the batch
+    )
     old_known: bool = True  # False: the first pass of the update fills old_logprobs in
 
     @property
@@ -103,7 +106,7 @@ def build(
     trajectories: list[Trajectory],
     old_logprobs: Tensor,
     ref_logprobs: Tensor | None,
-    values: Tensor | None,
+    values: Tensor | Callable[[Tensor, Tensor], Tensor] | None,
     algorithm: Algorithm,
     n: int,
     shaping: Shaping | None = None,
@@ -112,8 +115,8 @@ def build(
 ) -> Experience:
     """Advantages by `algorithm.advantage`. Rows [B, T] belong to `trajectories`, in order of index; a prompt's samples
     whose reward failed are absent, and its group is compared without them. shaping: for its redistribution. process:
-    rewards [B, T] of an implicit process reward model and their factor (prime). kl_coef: of this step, else the
-    recipe's."""
+    rewards [B, T] of an implicit process reward model and their factor (prime). values: [B, T], or what gives them from
+    the rewards and the mask. kl_coef: of this step, else the recipe's."""
     kl_coef = algorithm.kl_coef if kl_coef is None else kl_coef
     mask = pad([trajectory.mask for trajectory in trajectories])
     scores = torch.tensor([trajectory.shaped for trajectory in trajectories])
@@ -134,6 +137,7 @@ def build(
             sum_error = float((rewards.sum(1) - wanted_sums).abs().max())
         if algorithm.advantage == "gae":
             assert values is not None
+            values = values if isinstance(values, Tensor) else values(rewards, mask)
             advantages, returns = gae(rewards, values, mask, algorithm.gamma, algorithm.gae_lambda)
         else:
             advantages = discounted_returns(rewards, mask, algorithm.gamma)
@@ -174,7 +178,7 @@ def build(
         rollout_logprobs=pad([trajectory.logprobs for trajectory in trajectories]),
         old_logprobs=old_logprobs,
         ref_logprobs=ref_logprobs,
-        values=values,
+        values=values if isinstance(values, Tensor) else None,
         advantages=advantages,
         returns=returns,
         zero_variance_groups=zero_variance,

@@ -1,5 +1,7 @@
 """Which forward passes a ppo step needs before its update, and which it can do without."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from rlhfctl.algorithms.adaptive_kl import adapted_coef
@@ -11,6 +13,7 @@ from rlhfctl.trainers.experience import Experience, build, pad, score_tokens
 from rlhfctl.trainers.logbook import refuse_non_finite
 from rlhfctl.trainers.ppo_models import Forward, PpoModels
 from rlhfctl.trainers.trajectory import Trajectory
+from rlhfctl.trainers.value_once import fit_values, passes_once
 
 
 def make_experience(
@@ -23,7 +26,8 @@ def make_experience(
 ) -> Experience:
     """Old log-probabilities come from the sampler where it computed in float32 with the trainer's own weights;
     otherwise from a forward pass, unless the first pass of the update is that forward pass (one minibatch). With a
-    shared trunk that forward pass gives the values too. kl_coef: of this step, default the recipe's."""
+    shared trunk that forward pass gives the values too; a value model of its own that sees the batch once is trained
+    here, as its values are read (trainers/value_once.py). kl_coef: of this step, default the recipe's."""
     algorithm = recipe.algorithm
 
     def per_token(forward: Forward):  # type: ignore[no-untyped-def]
@@ -32,7 +36,14 @@ def make_experience(
 
     ref_logprobs = per_token(models.reference) if models.reference is not None else None
     old_logprobs = pad([trajectory.logprobs for trajectory in trajectories])
-    values = None
+    values: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None
+    value_sums: dict[str, float] | None = None
+
+    def fitted(rewards: Tensor, mask: Tensor) -> Tensor:
+        nonlocal value_sums
+        found, value_sums = fit_values(ctx, recipe, models, trajectories, rewards, mask)
+        return found
+
     recompute = recompute_old(recipe, models)
     penalty_needs_it = ref_logprobs is not None and algorithm.kl_in == "reward"
     upfront = recompute and (algorithm.minibatches > 1 or penalty_needs_it)
@@ -40,7 +51,7 @@ def make_experience(
         old_logprobs, values = per_token(models.logprobs_and_values).unbind(-1)
     else:
         if models.critic is not None:
-            values = per_token(models.values)
+            values = fitted if passes_once(recipe, models) else per_token(models.values)
         if upfront:
             old_logprobs = per_token(models.logprobs)
     experience = build(
@@ -55,6 +66,7 @@ def make_experience(
         kl_coef,
     )
     experience.old_known = upfront or not recompute
+    experience.value_sums = value_sums
     return experience
 
 

@@ -98,7 +98,7 @@ def train_pack(
     loss = models.policy_passes.run(policy_pass)
     if loss.requires_grad:
         models.policy_passes.backward(loss)  # frees the policy's graph before the critic's is built
-    if critic is not None and not critic.shares_hidden:
+    if critic is not None and not critic.shares_hidden and experience.value_sums is None:
         fit = models.critic_passes.run(lambda: value_terms(models.values(batch)))
         with critic.acting():
             models.critic_passes.backward(fit)

@@ -40,6 +40,8 @@ def update(
     warming = step < algorithm.value_warmup_steps
     optimizers["policy"].held = "policy." if warming else None
     sums = Sums()
+    for name, value in (experience.value_sums or {}).items():
+        sums.add(name, value)
     norms: dict[str, list[float]] = {name: [] for name in optimizers}
     for epoch in range(algorithm.ppo_epochs):
         parts = minibatches(len(experience.trajectories), algorithm.minibatches, recipe.seed, step, epoch)

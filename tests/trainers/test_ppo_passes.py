@@ -5,12 +5,14 @@ import torch
 
 from rlhfctl.models.packing import pack
 from rlhfctl.models.tokenizer import policy_encoder
+from rlhfctl.trainers import ppo_experience
 from rlhfctl.trainers.experience import build
 from rlhfctl.trainers.ppo_experience import make_experience
 from rlhfctl.trainers.ppo_loss import Pass, Sums
 from rlhfctl.trainers.ppo_models import load_models
 from rlhfctl.trainers.ppo_update import train_minibatch, update_metrics, with_gradient
 from rlhfctl.trainers.trajectory import Trajectory
+from rlhfctl.trainers.value_once import passes_once
 
 
 def trajectory(index, response, shaped, encoder):
@@ -115,3 +117,47 @@ def test_build_takes_the_coefficient_of_the_step(batch):
         found = build(rows[:2], old, reference, None, ctx.recipe.algorithm, 2, kl_coef=coef)
         assert found.kl_coef == (coef or 0.1)
         torch.testing.assert_close(found.advantages[:, 0], torch.tensor([-expected, expected]))
+
+
+@pytest.mark.parametrize("shaped", ["algorithm.value_clip=0.2", "algorithm.gae_lambda=0.5"])
+def test_a_value_model_that_sees_the_batch_once_passes_once(batch, monkeypatch, shaped):
+    """Read and trained in one forward pass: advantages, loss and gradients of reading first and training after."""
+    found = []
+    for once in (True, False):
+        options = (
+            "algorithm.advantage=gae",
+            "value_model.head=normal",
+            "train.tokens_per_microbatch=12",
+            shaped,
+        )
+        ctx, models, rows = batch(*options)
+        ctx.recipe.algorithm.gamma = 0.9
+        assert passes_once(ctx.recipe, models)
+        if not once:
+            monkeypatch.setattr(ppo_experience, "passes_once", lambda recipe, models: False)
+        calls = []
+        models.critic.trunk.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        experience = make_experience(ctx, ctx.recipe, models, rows)
+        sums = Sums(dict(Sums().values) | (experience.value_sums or {}))
+        whole = Pass(first=True, warming=False)
+        train_minibatch(ctx, ctx.recipe, models, experience, list(range(len(rows))), sums, whole)
+        gradients_of = {name: p.grad for name, p in models.critic.named_parameters()}
+        found.append((len(calls), experience, sums.values, gradients_of))
+    (calls, mine, sums, gradient), (twice, plain, expected_sums, expected) = found
+    assert twice == 2 * calls > 2
+    torch.testing.assert_close(mine.values, plain.values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(mine.advantages, plain.advantages, atol=1e-5, rtol=0)
+    assert sums["value_loss"] == pytest.approx(expected_sums["value_loss"], abs=1e-6)
+    assert float(gradient["head.weight"].abs().max()) > 1e-3
+    for name in expected:
+        torch.testing.assert_close(gradient[name], expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_value_model_that_sees_the_batch_again_is_read_first(batch):
+    for overrides in (
+        ("algorithm.ppo_epochs=2",),
+        ("algorithm.minibatches=2",),
+        ("value_model.shared_trunk=true",),
+    ):
+        ctx, models, _ = batch("algorithm.advantage=gae", *overrides)
+        assert not passes_once(ctx.recipe, models)
