@@ -38,9 +38,8 @@ class PackedLayout:
     runs: list[tuple[int, int, int]]
 
     @classmethod
-    def of_lengths(cls, lengths: list[int]) -> "PackedLayout":
+    def of_lengths(cls, lengths: list[int], start: int = 0) -> "PackedLayout":
         runs: list[tuple[int, int, int]] = []
-        start = 0
         for length in lengths:
             if runs and runs[-1][2] == length:
                 first, documents, _ = runs[-1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhfctl.models.attention import PackedLayout
+from rlhfctl.models.attention import Layout, PackedLayout
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class Pack:
 
     ids: Tensor
     positions: Tensor
-    layout: PackedLayout
+    layout: Layout
     predictors: Tensor
     targets: Tensor
     rows: list[int]

@@ -16,7 +16,8 @@ from rlhfctl.algorithms.implicit_prm import prime_advantages
 from rlhfctl.algorithms.kl import kl
 from rlhfctl.algorithms.redistribution import redistribute
 from rlhfctl.algorithms.rewards_to_tokens import token_rewards
-from rlhfctl.models.packing import Pack, pack, plan_packs, split_over_ranks
+from rlhfctl.models.packing import Pack
+from rlhfctl.models.shared_prefix import Sharing
 from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.sections import Shaping
 from rlhfctl.trainers.distributed import gather_lists
@@ -81,18 +82,24 @@ def score_tokens(
 ) -> Tensor:
     """One number per token of the policy, 0 elsewhere: [B, T] on every rank. Each rank runs `forward` (Pack -> [N]) on
     its share. Several numbers each where `forward` gives [N, K]: [B, T, K]."""
-    ids = [trajectory.ids for trajectory in trajectories]
-    trained = [trajectory.trained for trajectory in trajectories]
-    lengths = [len(row) for row in ids]
-    mine = split_over_ranks(range(len(ids)), lengths, world)[rank]
+    sharing = sharing_of(trajectories)
     found: list[tuple[int, Tensor]] = []
     with torch.no_grad():
-        for members in plan_packs(mine, lengths, budget):
-            batch = pack(members, ids, trained, device, bucket)
+        for members in sharing.plan(range(len(trajectories)), budget, rank, world):
+            batch = sharing.pack(members, device, bucket)
             parts = forward(batch).float().cpu().split(batch.counts)
-            found += list(zip(members, parts, strict=True))
+            found += list(zip(batch.rows, parts, strict=True))
     by_row = dict(gather_lists(found))
-    return pad([spread_out(by_row[row], trajectories[row].mask) for row in range(len(ids))])
+    return pad([spread_out(by_row[row], trajectory.mask) for row, trajectory in enumerate(trajectories)])
+
+
+def sharing_of(trajectories: Sequence[Trajectory]) -> Sharing:
+    """Samples of one prompt share its forward pass."""
+    return Sharing(
+        [trajectory.ids for trajectory in trajectories],
+        [trajectory.trained for trajectory in trajectories],
+        [len(trajectory.prompt_ids) for trajectory in trajectories],
+    )
 
 
 def spread_out(values: Tensor, mask: Tensor) -> Tensor:

@@ -6,13 +6,12 @@ import random
 import torch
 
 from rlhfctl.algorithms.masking import per_token, token_weights
-from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
 from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import gather_lists, sum_over_ranks
 from rlhfctl.trainers.engine import passes
-from rlhfctl.trainers.experience import Experience
+from rlhfctl.trainers.experience import Experience, sharing_of
 from rlhfctl.trainers.logbook import refuse_non_finite
 from rlhfctl.trainers.optimizer import Learner, clip_and_step
 from rlhfctl.trainers.ppo_loss import Pass, Sums, train_pack
@@ -124,7 +123,7 @@ def train_minibatch(
 ) -> None:
     """Forward and backward of this rank's share; the minibatch over all ranks is the unit of the mean, the rows that
     need no forward pass included."""
-    algorithm, lengths, responses = recipe.algorithm, experience.lengths, experience.response_lengths
+    algorithm, responses = recipe.algorithm, experience.response_lengths
     counts = torch.tensor([responses[row] for row in rows])
     weights = token_weights(
         counts, algorithm.loss_mean, int(counts.sum()), len(rows), recipe.rollout.max_new_tokens
@@ -133,16 +132,16 @@ def train_minibatch(
     moving = with_gradient(algorithm, models, experience, rows)
     if ctx.rank == 0:
         sums.add("skipped", sum(responses[row] for row in set(rows) - set(moving)))
-    mine = split_over_ranks(moving, lengths, ctx.world)[ctx.rank]
-    packs = plan_packs(mine, lengths, recipe.train.tokens_per_microbatch)
+    sharing = sharing_of(experience.trajectories)
+    packs = sharing.plan(moving, recipe.train.tokens_per_microbatch, ctx.rank, ctx.world)
     for members, counted in passes([models.policy_passes, models.critic_passes], packs):
-        batch = pack(members, experience.ids, experience.trained, ctx.device, models.bucket)
-        shares = torch.tensor([weight_of[row] if counted else 0.0 for row in members])
+        batch = sharing.pack(members, ctx.device, models.bucket)
+        shares = torch.tensor([weight_of[row] if counted else 0.0 for row in batch.rows])
         token_weight = per_token(shares, torch.tensor(batch.counts)).to(ctx.device)
         found = sums if counted else Sums()
         train_pack(algorithm, models, experience, batch, token_weight, found, stage)
     if not experience.old_known:
-        share_old_logprobs(experience, mine)
+        share_old_logprobs(experience, [row for members in packs for row in members])
 
 
 def share_old_logprobs(experience: Experience, mine: list[int]) -> None:

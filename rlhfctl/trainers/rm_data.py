@@ -12,9 +12,9 @@ from rlhfctl.data.load import load_samples
 from rlhfctl.errors import Refused
 from rlhfctl.models.encoder_training import is_encoder, scores_of
 from rlhfctl.models.linear import shape_bucket
-from rlhfctl.models.packing import pack_reading
 from rlhfctl.models.reward_model import last_read
 from rlhfctl.models.reward_training import scores_at
+from rlhfctl.models.shared_prefix import common_prefix, pack_shared, worth_sharing
 from rlhfctl.recipe.sections import DataSource, RewardModelling
 from rlhfctl.recipe.tasks import RmRecipe
 from rlhfctl.templates.encode import ChatEncoder
@@ -91,8 +91,8 @@ def score_pack(
 ) -> PackScores:
     """One forward pass over both sides of all rows: every score is a sum of the head over some positions.
 
-    The longest first, so that conversations of one length lie together and share attention calls. An encoder gives one
-    score a conversation."""
+    What both sides of a pair begin with passes once, where it is long enough. The longest first, so that conversations
+    of one length lie together and share attention calls. An encoder gives one score a conversation."""
     if is_encoder(model):
         return score_encoded(model, rows, pad)
     readings: list[Reading] = []
@@ -125,13 +125,31 @@ def score_pack(
             answers.append([-1] * len(reading.steps) + [owner] * len(end))
             parts.append([offset + step for step in range(len(reading.steps))] + [-1] * len(end))
     ids = [reading.ids for reading in readings]
-    order = sorted(range(len(readings)), key=lambda index: (-len(ids[index]), index))
-    pack = pack_reading(order, ids, places, device, shape_bucket(next(model.parameters()).dtype, device))
+    groups = sides_together(ids, owners, len(rows))
+    bucket = shape_bucket(next(model.parameters()).dtype, device)
+    pack = pack_shared(groups, ids, places, 0, device, bucket)
+    order = pack.rows
     values = scores_at(model, pack)
     both = segment_sums(values, flat(answers, order, device), 2 * len(rows))
     return PackScores(
         both[: len(rows)], both[len(rows) :], segment_sums(values, flat(parts, order, device), steps)
     )
+
+
+def sides_together(ids: list[list[int]], owners: list[int], rows: int) -> list[tuple[int, list[int]]]:
+    """(tokens of the shared beginning, readings): a pair's sides in one group where that is worth it, else apart."""
+    groups: list[tuple[int, list[int]]] = []
+    for index, owner in enumerate(owners):
+        if owner < rows:
+            groups.append((0, [index]))
+            continue
+        sides = [index - 1, index]
+        shared = common_prefix([ids[side] for side in sides])
+        if worth_sharing(shared, [len(ids[side]) for side in sides]):
+            groups[-1] = (shared, sides)
+        else:
+            groups.append((0, [index]))
+    return sorted(groups, key=lambda group: -max(len(ids[side]) for side in group[1]))
 
 
 def score_encoded(model: nn.Module, rows: Sequence[JudgedRow], pad: int | None) -> PackScores:

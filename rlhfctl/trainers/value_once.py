@@ -11,10 +11,10 @@ from torch import Tensor
 from rlhfctl.algorithms.gae import gae
 from rlhfctl.algorithms.masking import per_token, token_weights
 from rlhfctl.algorithms.value import value_loss
-from rlhfctl.models.packing import pack, plan_packs, split_over_ranks
 from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import gather_lists
+from rlhfctl.trainers.experience import sharing_of
 from rlhfctl.trainers.ppo_models import PpoModels
 from rlhfctl.trainers.trajectory import Trajectory
 
@@ -39,21 +39,20 @@ def fit_values(
     rewards, mask: [B, T]."""
     algorithm, critic = recipe.algorithm, models.critic
     assert critic is not None
-    ids = [trajectory.ids for trajectory in trajectories]
-    trained = [trajectory.trained for trajectory in trajectories]
-    lengths, counts = [len(row) for row in ids], torch.tensor([len(row) for row in trained])
+    counts = torch.tensor([len(trajectory.trained) for trajectory in trajectories])
     weights = token_weights(
-        counts, algorithm.loss_mean, int(counts.sum()), len(ids), recipe.rollout.max_new_tokens
+        counts, algorithm.loss_mean, int(counts.sum()), len(counts), recipe.rollout.max_new_tokens
     )
-    mine = split_over_ranks(range(len(ids)), lengths, ctx.world)[ctx.rank]
+    sharing, budget = sharing_of(trajectories), recipe.train.tokens_per_microbatch
     sums = {"value_loss": 0.0, "value_clipped": 0.0}
     found: list[tuple[int, Tensor]] = []
 
     def forward() -> Tensor:
         return models.values(batch)
 
-    for members in plan_packs(mine, lengths, recipe.train.tokens_per_microbatch):
-        batch = pack(members, ids, trained, ctx.device, models.bucket)
+    for part in sharing.plan(range(len(counts)), budget, ctx.rank, ctx.world):
+        batch = sharing.pack(part, ctx.device, models.bucket)
+        members = batch.rows
         taken = mask[members]
         values = models.critic_passes.run(forward)
         now = values.detach().float().cpu()
@@ -72,5 +71,5 @@ def fit_values(
         sums["value_clipped"] += float(stats["clipped"])
         found += list(zip(members, now.split(batch.counts), strict=True))
     values_of = dict(gather_lists(found))
-    every = torch.cat([values_of[row] for row in range(len(ids))])
+    every = torch.cat([values_of[row] for row in range(len(counts))])
     return torch.zeros(mask.shape).masked_scatter(mask, every), sums

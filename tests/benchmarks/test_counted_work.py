@@ -110,11 +110,11 @@ def test_sft_runs_each_token_once_and_the_head_on_trained_ones(work: Any, chains
     assert counts == {"with_gradient": tokens, "without_gradient": 0, "head": trained, "optimizer_steps": 2}
 
 
-def test_rm_runs_chosen_and_rejected_once(work: Any, chains: Path) -> None:
+def test_rm_runs_chosen_and_rejected_once_and_what_they_share_together(work: Any, chains: Path) -> None:
     counts, records = work("rm", chains / "data/pairs.jsonl", "preference")
-    tokens = int(records[-1]["tokens"])
-    assert tokens == 1184
-    assert counts == {"with_gradient": tokens, "without_gradient": 0, "head": 0, "optimizer_steps": 2}
+    assert int(records[-1]["tokens"]) == 1184
+    # 338 tokens are the beginnings that both sides of a pair have in common.
+    assert counts == {"with_gradient": 846, "without_gradient": 0, "head": 0, "optimizer_steps": 2}
 
 
 def test_oreo_runs_the_reference_once_a_row(work: Any, chains: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_oreo_runs_the_reference_once_a_row(work: Any, chains: Path, tmp_path: P
     [
         ("algorithm: {minibatches: 2}", 1, 2, 2, 1),
         ("algorithm: {minibatches: 1}", 1, 1, 2, 1),
-        ("algorithm: {advantage: rloo, kl_coef: 0.05, ppo_epochs: 2}", 2, 1, 1, 1),
+        ("algorithm: {advantage: rloo, kl_coef: 0.05, kl_in: loss, ppo_epochs: 2}", 2, 1, 1, 1),
     ],
 )
 def test_ppo_prefills_a_prompt_once_and_never_scores_what_was_sampled(
@@ -149,13 +149,14 @@ def test_ppo_prefills_a_prompt_once_and_never_scores_what_was_sampled(
     counts, records = work("ppo", chains / "data/prompts.jsonl", "qa", GROUPS + algorithm)
     generated = int(records[-1]["tokens"])
     rows, prompts = 2 * 8, 2 * 2
-    whole = rows * 10 + generated
+    whole = prompts * 10 + generated  # a prompt once for its samples
     # Sampling: each prompt once for its samples, each token but the last of a sample; then reference and old values,
     # which a value model that sees the batch once gives as it is trained.
     sampling = prompts * 10 + generated - rows
     again = trunks == 2 and epochs * minibatches > 1
     assert counts["without_gradient"] == sampling + whole * (again + reference)
-    assert counts["with_gradient"] == whole * trunks * epochs
+    # Each minibatch has samples of all prompts here.
+    assert counts["with_gradient"] == (minibatches * prompts * 10 + generated) * trunks * epochs
     assert counts["head"] == generated * (1 + reference + epochs)
     assert counts["optimizer_steps"] == 2 * epochs * minibatches * trunks
 
