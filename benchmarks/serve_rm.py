@@ -2,12 +2,14 @@
 
     python -m benchmarks.serve_rm [--model DIR | --hidden N --layers N] [--tokens N] [--requests N] [--rows N]
 
-JSON lines. serve_rm/alone, serve_rm/clients-N: single-sample requests, a second or more of them, to `rlhfctl serve-rm`;
-requests_per_s, latency p50 and p99 in ms, lost (no answer), wrong (an answer that is not this sample's), and `speedup`
-over one at a time. serve_rm/faults, serve_rm/kills: rows scored by a `kind: remote` source on two servers, with 5 % of
-the connections cut and with one server killed again and again; lost counts rows without a score, wrong those with
-another's. cpu_ms: of the service, a request. Without --model a small one of the quickstart's size is made here, or one
-of --hidden and --layers; --tokens lengthens the responses to about so many tokens.
+JSON lines. serve_rm/alone, serve_rm/clients-N: single-sample requests, a second or more of them, to `rlhfctl
+serve-rm`; requests_per_s, latency p50 and p99 in ms, lost (no answer), wrong (an answer that is not this sample's),
+`speedup` over one at a time, and `less_cpu`, the same of the service's CPU time. serve_rm/peer-N: a service that
+scores one sample a request (serve_rm_peer.py), N clients with a connection for each request. serve_rm/faults,
+serve_rm/kills: rows scored by a `kind: remote` source on two servers, with 5 % of the connections cut and with one
+server killed again and again; lost counts rows without a score, wrong those with another's. cpu_ms: of the service, a
+request. Without --model a small one of the quickstart's size is made here, or one of --hidden and --layers; --tokens
+lengthens the responses to about so many tokens.
 """
 
 import argparse
@@ -30,6 +32,7 @@ os.environ.setdefault(
     "DS_ACCELERATOR", "cpu"
 )  # deepspeed, where installed, warns on stdout where it must guess
 CLIENTS = (16, 64, 500)
+PEERS = (1, 16)
 FAULTS = 0.05
 
 
@@ -70,10 +73,11 @@ def row(n: int, tokens: int = 0) -> dict[str, Any]:
 
 
 class Service:
-    """A `rlhfctl serve-rm` process; `again` is one more on the same port."""
+    """A `rlhfctl serve-rm` process, or another `command`'s; `again` is one more on the same port."""
 
-    def __init__(self, source: Path, port: int = 0) -> None:
-        command = [sys.executable, "-m", "rlhfctl", "serve-rm", str(source), "--port", str(port), "-q"]
+    def __init__(self, source: Path, port: int = 0, command: list[str] | None = None) -> None:
+        ours = ["-m", "rlhfctl", "serve-rm", str(source), "--port", str(port), "-q"]
+        command = [sys.executable, *(command or ours)]
         self.source = source
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
@@ -94,12 +98,15 @@ class Service:
 
 
 async def client(
-    port: int, rows: list[dict[str, Any]], found: dict[str, float], seconds: list[float]
+    port: int, rows: list[dict[str, Any]], found: dict[str, float], seconds: list[float], fresh: bool
 ) -> None:
-    """One connection, one sample a request, each sent when the one before is answered. As little work as possible: it
-    runs on the same cores as the service."""
+    """One sample a request, each sent when the one before is answered; over one connection, or `fresh` ones. As little
+    work as possible: it runs on the same cores as the service."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for sample in rows:
+    for place, sample in enumerate(rows):
+        if fresh and place:
+            writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
         body = json.dumps({"schema": 1, "samples": [sample]}).encode()
         started = time.perf_counter()
         head = b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -115,7 +122,9 @@ async def client(
     writer.close()
 
 
-def measure(service: Service, clients: int, requests: int, tokens: int = 0) -> dict[str, Any]:
+def measure(
+    service: Service, clients: int, requests: int, tokens: int = 0, fresh: bool = False
+) -> dict[str, Any]:
     rows = [row(n, tokens) for n in range(requests)]
     port, cpu = service.port, service.cpu_seconds()
     found: dict[str, float] = {}
@@ -123,7 +132,7 @@ def measure(service: Service, clients: int, requests: int, tokens: int = 0) -> d
 
     async def run() -> None:
         shares = [rows[k::clients] for k in range(clients)]
-        await asyncio.gather(*(client(port, share, found, seconds) for share in shares))
+        await asyncio.gather(*(client(port, share, found, seconds, fresh) for share in shares))
 
     started = time.perf_counter()
     asyncio.run(run())
@@ -220,28 +229,32 @@ def main(arguments: list[str] | None = None) -> None:
         if options.model is None:
             make_reward_model(model, options.hidden, options.layers)
         services = [Service(model), Service(model)]
+        peer = Service(model, command=["-m", "benchmarks.serve_rm_peer", str(model)])
         try:
-            bench(services, options.requests, options.rows, options.tokens)
+            bench(services, peer, options.requests, options.rows, options.tokens)
         finally:
-            for service in services:
+            for service in (*services, peer):
                 service.process.terminate()
                 service.process.wait()
 
 
-def bench(services: list[Service], requests: int, count: int, tokens: int) -> None:
+def bench(services: list[Service], peer: Service, requests: int, count: int, tokens: int) -> None:
     first = services[0]
     measure(first, 4, 100, tokens)  # warm
+    measure(peer, 4, 100, tokens)
     alone = measure(first, 1, max(200, requests // 10), tokens)
     wanted: dict[str, float] = {}
-    many = ((f"clients-{n}", measure(first, n, max(requests, 2 * n), tokens)) for n in CLIENTS)
-    results = [("alone", alone), *many]
+    many = [(f"clients-{n}", measure(first, n, max(requests, 2 * n), tokens)) for n in CLIENTS]
+    single = [(f"peer-{n}", measure(peer, n, max(200, requests // 10), tokens, fresh=True)) for n in PEERS]
+    results = [("alone", alone), *many, *single]
     for name, result in results:
         scores = result.pop("scores")
         result["wrong"] = sum(
             abs(score - wanted.setdefault(id, score)) > 1e-4 for id, score in scores.items()
         )
-        speedup = round(result["requests_per_s"] / alone["requests_per_s"], 2)
-        print(json.dumps({"name": f"serve_rm/{name}", **result, "speedup": speedup}), flush=True)
+        result["speedup"] = round(result["requests_per_s"] / alone["requests_per_s"], 2)
+        result["less_cpu"] = round(alone["cpu_ms"] / max(result["cpu_ms"], 0.01), 2)
+        print(json.dumps({"name": f"serve_rm/{name}", **result}), flush=True)
 
     rows = [row(n, tokens) for n in range(min(count, len(wanted)))]
     cutting = [Cutting(service.port, FAULTS, seed) for seed, service in enumerate(services)]

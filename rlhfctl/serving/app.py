@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.serving import openrlhf
@@ -17,7 +18,7 @@ from rlhfctl.serving.guard import Guard
 from rlhfctl.serving.matching import Rows
 from rlhfctl.serving.metrics import Metrics
 from rlhfctl.serving.protocol import SCHEMA, OpenRlhfRequest, RewardsRequest, Sample, problems
-from rlhfctl.serving.replies import Json, Rejected, rejection
+from rlhfctl.serving.replies import Json, Rejected, broken, rejection
 from rlhfctl.serving.scorers import Served
 
 LOOK_SECONDS = 0.25  # from then on a client that waits is watched
@@ -28,7 +29,7 @@ Form = TypeVar("Form", bound=BaseModel)
 
 def create_app(
     served: Served, api_key: str | None = None, max_batch: int = MAX_SAMPLES, rows: Rows | None = None
-) -> FastAPI:
+) -> ASGIApp:
     """rows: the data whose prompts clients of /get_reward send."""
     metrics = Metrics()
     batcher = Batcher(served.scorers, max_batch, metrics.batch.observe)
@@ -44,8 +45,6 @@ def create_app(
     # No pages of documentation: they would load scripts from elsewhere, and the API is on one page of ours.
     app = FastAPI(title="rlhfctl serve-rm", openapi_url=None, lifespan=lifespan)
 
-    app.add_middleware(Guard, api_key=api_key, metrics=metrics)
-
     @app.exception_handler(Rejected)
     async def rejected(request: Request, error: Rejected) -> Response:
         return rejection(error)
@@ -59,13 +58,13 @@ def create_app(
         return rejection(Rejected(error.status_code, message, headers=dict(error.headers or {})))
 
     @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        return rejection(Rejected(500, f"a bug in the service: {type(error).__name__}: {error}"))
+    async def failed(request: Request, error: Exception) -> Response:
+        return broken(error)
 
     async def outcomes_of(request: Request, samples: list[dict[str, Any]]) -> list[Outcome]:
         outcomes = await unless_gone(request, batcher.submit(samples))
         for outcome in outcomes:
-            metrics.samples.labels(outcome.status).inc()
+            metrics.outcomes[outcome.status].inc()
         return outcomes
 
     def complete(samples: list[dict[str, Any]], prompts: list[str] | None) -> None:
@@ -114,15 +113,15 @@ def create_app(
         if rows is not None:
             await asyncio.to_thread(complete, samples, asked.prompts)
         outcomes = await outcomes_of(request, samples)
-        failed = [(place, each) for place, each in enumerate(outcomes) if each.score is None]
-        if failed:  # this form has no room for a failure, and a zero in its place would be a lie
-            place, first = failed[0]
+        unscored = [(place, each) for place, each in enumerate(outcomes) if each.score is None]
+        if unscored:  # this form has no room for a failure, and a zero in its place would be a lie
+            place, first = unscored[0]
             raise Rejected(
                 500,
-                f"{len(failed)} of {len(outcomes)} queries have no score; first: query.{place}: {first.error}",
+                f"{len(unscored)} of {len(outcomes)} queries have no score; first: query.{place}: {first.error}",
                 [
                     {"field": f"query.{place}", "problem": each.error or each.status}
-                    for place, each in failed[:10]
+                    for place, each in unscored[:10]
                 ],
             )
         scores = [outcome.score for outcome in outcomes]
@@ -142,7 +141,7 @@ def create_app(
     async def prometheus() -> Response:
         return Response(metrics.text(), media_type=metrics.MEDIA_TYPE)
 
-    return app
+    return Guard(app, api_key, metrics, {"/v1/rewards": rewards, "/get_reward": get_reward})
 
 
 async def parse(request: Request, form: type[Form]) -> Form:

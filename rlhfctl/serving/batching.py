@@ -2,11 +2,15 @@
 
 Each worker is one thread with one scorer. It takes whatever waits, in the order it came, up to a budget of samples and
 characters; a request is kept together unless it is larger than a batch. While a batch is scored the next one gathers.
-Nothing waits for company: a lone request is scored at once. One whose client has gone before its turn is left out.
+A lone request is scored at once. After a batch of several, whose clients come again together, the next one waits until
+as many requests are there, for a part of the time that the last one took: without that, clients that wait for their
+answers fall into two groups that take turns, and a batch is half of what it could be. A request whose client has gone
+before its turn is left out.
 """
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +21,8 @@ from rlhfctl.rewards.outcome import Outcome
 MAX_SAMPLES = 256
 MAX_CHARACTERS = 1 << 18  # about 64k tokens; the model packs them exactly under its own token budget
 MAX_WAITING = 1 << 16  # samples; past that a request is told to come again
+PATIENCE = 0.3  # of the time that the last batch took
+MAX_PATIENCE = 0.05  # seconds
 
 
 class Full(Exception):
@@ -61,6 +67,7 @@ class Batcher:
         self._on_batch = on_batch
         self._scorers = scorers
         self._jobs: deque[Job] = deque()
+        self._enough = 1  # requests that a worker waits for
         self._changed = threading.Condition()
         self._closing = False
         self._threads = [
@@ -82,8 +89,11 @@ class Batcher:
                 raise Full
             self._jobs.extend(jobs)
             self.waiting += len(samples)
-            self._changed.notify(len(jobs))
+            if len(self._jobs) >= self._enough:
+                self._changed.notify(len(jobs))
         try:
+            if len(jobs) == 1:
+                return await jobs[0].done
             parts = await asyncio.gather(*(job.done for job in jobs))
         except asyncio.CancelledError:
             for job in jobs:
@@ -102,12 +112,15 @@ class Batcher:
             scorer.close()
 
     def _work(self, scorer: Scorer) -> None:
+        before, seconds = 0, 0.0
         while True:
-            jobs = self._take()
+            jobs = self._take(before, min(PATIENCE * seconds, MAX_PATIENCE))
             if jobs is None:
                 return
+            before = len(jobs)
             if not jobs:  # all of them were cancelled
                 continue
+            started = time.perf_counter()
             self._on_batch(sum(len(job.samples) for job in jobs))
             try:
                 outcomes = scorer.score([job.samples for job in jobs])
@@ -115,12 +128,19 @@ class Batcher:
                 said = f"scoring failed: {type(error).__name__}: {error}"
                 outcomes = [[Outcome("error", error=said) for _ in job.samples] for job in jobs]
             deliver(jobs, outcomes)
+            seconds = time.perf_counter() - started
 
-    def _take(self) -> list[Job] | None:
-        """The next batch: whole jobs up to the budget, one at least. None: closing."""
+    def _take(self, before: int, patience: float) -> list[Job] | None:
+        """The next batch: whole jobs up to the budget, one at least. None: closing.
+
+        before: jobs of the last batch; for as many this one waits, for `patience` seconds."""
         with self._changed:
             while not self._jobs and not self._closing:
                 self._changed.wait()
+            if len(self._scorers) == 1 and len(self._jobs) < before and not self._closing:
+                self._enough = before
+                self._changed.wait(patience)
+                self._enough = 1
             if self._closing:
                 return None
             taken: list[Job] = []

@@ -35,3 +35,7 @@ def rejection(error: Rejected) -> Json:
         error.status,
         error.headers,
     )
+
+
+def broken(error: Exception) -> Json:
+    return rejection(Rejected(500, f"a bug in the service: {type(error).__name__}: {error}"))

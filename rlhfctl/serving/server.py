@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from rlhfctl.errors import Unable, UsageError
 from rlhfctl.serving.app import create_app
@@ -65,7 +65,7 @@ class Announcing(uvicorn.Server):
             self._ready()
 
 
-def settings(app: FastAPI) -> uvicorn.Config:
+def settings(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=BoundedHeaders,
@@ -76,6 +76,7 @@ def settings(app: FastAPI) -> uvicorn.Config:
         timeout_graceful_shutdown=DRAIN_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         server_header=False,
+        proxy_headers=False,  # nothing here asks where a request came from
     )
 
 

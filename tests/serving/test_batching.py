@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -134,3 +135,34 @@ def test_too_many_waiting_samples_are_turned_away(monkeypatch: pytest.MonkeyPatc
 
     asyncio.run(run())
     batcher.close()
+
+
+def test_after_a_batch_of_several_the_next_waits_for_as_many_but_not_for_long() -> None:
+    """Clients that ask again as soon as they are answered are scored together, not in two halves that take turns."""
+
+    class Slow(Recorder):
+        def score(self, requests: list[Samples]) -> list[list[Outcome]]:
+            time.sleep(0.05)
+            return super().score(requests)
+
+    async def ask_twice(batcher: Batcher, n: int) -> None:
+        await batcher.submit(numbered(n))
+        await asyncio.sleep(0.001 * n)
+        await batcher.submit(numbered(n))
+
+    async def run(recorder: Recorder) -> float:
+        batcher = Batcher([recorder])
+        recorder.go.set()
+        first = asyncio.create_task(batcher.submit(numbered(0)))
+        await asyncio.sleep(0.02)
+        await asyncio.gather(*(ask_twice(batcher, n) for n in range(1, 5)), first)
+        started = time.perf_counter()
+        await batcher.submit(numbered(9))  # alone, after a batch of four
+        seconds = time.perf_counter() - started
+        batcher.close()
+        return seconds
+
+    recorder = Slow()
+    seconds = asyncio.run(run(recorder))
+    assert [len(batch) for batch in recorder.batches] == [1, 4, 4, 1]
+    assert seconds < 1

@@ -94,7 +94,8 @@ def test_what_was_asked_is_answered_before_it_ends(
     service = start(rules)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(service.ask, sample(n=place, sleep=1.0)) for place in range(4)]
-        time.sleep(0.5)
+        while service.metric("rlhfctl_batch_samples_sum") + service.metric("rlhfctl_waiting_samples") < 4:
+            time.sleep(0.05)
         service.process.send_signal(number)
         answers = [each.result() for each in asked]
     assert [each.json()["rewards"][0]["score"] for each in answers] == [0.0, 1.0, 2.0, 3.0]
