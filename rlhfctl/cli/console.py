@@ -70,19 +70,45 @@ class Console:
     def report(self, report: "Report") -> None:
         """Preflight findings as a plain table, the gravest first."""
         rows = [row for row in report.rows() if row[0] == "error" or not self.quiet]
-        for line in table(rows):
+        for line in table(rows, terminal_width(sys.stderr)):
             self.error(line)
 
 
-def table(rows: list[tuple[str, str, str, str]]) -> list[str]:
+def table(rows: list[tuple[str, str, str, str]], width: int | None) -> list[str]:
     """Rows of (severity, id, what is wrong, what to do) as aligned lines, the last column on its own line."""
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
-    lines = []
+    lines: list[tuple[str, str]] = []
     for severity, identity, wrong, fix in rows:
         first = f"{severity:{widths[0]}}  {identity:{widths[1]}}  "
-        lines += [first + wrong.replace("\n", f"\n{' ' * len(first)}")]
-        lines += [f"{' ' * len(first)}fix: {fix}"] if fix else []
+        texts = [*wrong.split("\n"), *([f"fix: {fix}"] if fix else [])]
+        lines += zip([first, *[" " * len(first)] * (len(texts) - 1)], texts, strict=True)
+    return hanging(lines, width)
+
+
+def hanging(rows: list[tuple[str, str]], width: int | None) -> list[str]:
+    """Each text behind its head. Where that is wider than a terminal it goes on below, where the text began.
+
+    width: of `terminal_width`. Lines break between words; a path longer than a line stays whole.
+    """
+    lines = []
+    for head, text in rows:
+        room = (width or 0) - len(head)
+        if room < 16 or len(text) <= room:
+            lines.append(head + text)
+            continue
+        import textwrap
+
+        first, *rest = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+        lines += [head + first, *(" " * len(head) + line for line in rest)]
     return lines
+
+
+def terminal_width(stream: TextIO | None) -> int | None:
+    """Columns of a terminal; None for a file or a pipe, whose lines stay whole."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns if stream is not None else None
+    except (OSError, ValueError):
+        return None
 
 
 def write(stream: TextIO | None, text: str) -> bool:

@@ -1,11 +1,12 @@
 """doctor: what this machine can run, and what to install; and whether a recipe's resume is exact."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rlhfctl.cli.console import Console
+from rlhfctl.cli.console import Console, hanging, terminal_width
 from rlhfctl.cli.exit_codes import DONE, FAILED, UNABLE
 from rlhfctl.cli.options import JsonOption, OverridesArgument, QuietOption, RecipeArgument, VerboseOption
 from rlhfctl.errors import UsageError
@@ -68,10 +69,11 @@ def look_around(console: Console) -> int:
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", "warn", "fail")}
     shown = [row for row in rows if not (console.quiet and row.status == "ok")]
     width = max(len(row.name) for row in rows)
-    lines = [
-        f"{row.status:4}  {row.name:{width}}  {row.found}" + (f"  -> {row.fix}" if row.fix else "")
+    told = [
+        (f"{row.status:4}  {row.name:{width}}  ", row.found + (f"  -> {row.fix}" if row.fix else ""))
         for row in shown
     ]
+    lines = hanging(told, terminal_width(sys.stdout))
     failed = [row.name for row in rows if row.status == "fail"]
     message = f"this machine cannot train: {', '.join(failed)}" if failed else None
     fields = {"checks": [asdict(row) for row in rows], "summary": counts}

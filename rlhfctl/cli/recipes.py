@@ -1,12 +1,13 @@
 """recipes list | show NAME | schema TASK: the shipped recipes, and what a recipe may hold."""
 
 import re
+import sys
 from difflib import get_close_matches
 from typing import Annotated
 
 import typer
 
-from rlhfctl.cli.console import Console
+from rlhfctl.cli.console import Console, hanging, terminal_width
 from rlhfctl.cli.exit_codes import DONE
 from rlhfctl.cli.options import JsonOption, QuietOption, VerboseOption
 from rlhfctl.errors import UsageError
@@ -54,7 +55,8 @@ def list_recipes(console: Console, name: str | None) -> int:
             {"name": each, "task": task[1] if task else None, "summary": summary(path), "path": str(path)}
         )
     width = max((len(str(row["name"])) for row in rows), default=0)
-    lines = [f"{row['name']:{width}}  {row['summary']}" for row in rows]
+    summaries = [(f"{row['name']:{width}}  ", str(row["summary"])) for row in rows]
+    lines = hanging(summaries, terminal_width(sys.stdout))
     return console.finish(DONE, "\n".join(lines), fields={"recipes": rows})
 
 

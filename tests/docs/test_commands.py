@@ -56,6 +56,22 @@ def test_the_commands_of_the_page_parse_and_their_overrides_apply(page: Path) ->
             assert len(problems) < len(sources), problems[0]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO).as_posix())
+def test_the_forms_of_the_page_name_options_that_exist(page: Path) -> None:
+    root = get_command(app)
+    for block in blocks(page.read_text(), ""):
+        for line in block.replace("\\\n", " ").splitlines():
+            name = re.match(r"(?:\$ )?rlhfctl (\w[\w-]*)", line)
+            if name is None or not FORMS.search(line):
+                continue
+            command = root.commands[name[1]]  # type: ignore[attr-defined]
+            known = {flag for param in command.params for flag in param.opts} | {"--help"}
+            assert (
+                set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", line.split("   ")[0])) - {"-n", "-q", "-v"}
+                <= known
+            )
+
+
 def refusal(source: str, overrides: list[str], task: str) -> str | None:
     try:
         load_recipe(source, overrides, task)
