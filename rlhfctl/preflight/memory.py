@@ -152,7 +152,7 @@ def estimate(
         other = shape_of(each)
         found.reward_model += (other.trunk + other.hidden) * width if other is not None else 0
     if isinstance(recipe, PpoRecipe):
-        found.kv_cache = rollout_bytes(recipe, shape, width, world)
+        found.kv_cache = rollout_bytes(recipe, shape, width, world, cpu)
     persistent = found.weights + found.optimizer + critic + found.reference + found.reward_model
     transient = max(update, found.kv_cache)
     large = returned_bytes(recipe, shape, tokens, width, lora is None) if transient == update else 0
@@ -234,13 +234,15 @@ def returned_bytes(recipe: AnyRecipe, shape: Shape, tokens: int, width: int, tra
     return large + (chunk if rows * shape.vocabulary * 4 >= RETURNED else 0)
 
 
-def rollout_bytes(recipe: PpoRecipe, shape: Shape, width: int, world: int) -> int:
-    """Keys and values of a batch of samples, one layer of them copied, and their logits while a token is drawn."""
+def rollout_bytes(recipe: PpoRecipe, shape: Shape, width: int, world: int, cpu: bool) -> int:
+    """Keys and values of a batch of samples, one layer of them copied, and their logits while a token is drawn; for
+    `hf` the fused copy of the matrices that lives as long as a rollout (rollout/decode.py)."""
     length = recipe.data.max_length
     samples = max(1, recipe.train.batch_size // world)
     rows = max(recipe.rollout.n, min(samples, recipe.rollout.max_batch_tokens // length))
-    cache = 2 * rows * length * shape.groups * width
-    return (shape.layers + 1) * cache + 4 * rows * shape.vocabulary * 4
+    cache = 2 * rows * length * shape.groups * (4 if cpu else width)
+    fused = shape.parameters * width if recipe.rollout.engine == "hf" else 0
+    return (shape.layers + 1) * cache + 4 * rows * shape.vocabulary * 4 + fused
 
 
 def has_critic(recipe: AnyRecipe) -> bool:

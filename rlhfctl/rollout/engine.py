@@ -35,17 +35,23 @@ class Engine(Protocol):
 
 
 class HfEngine:
-    """The trainer's module generates: its weights are always the policy's."""
+    """The trainer's process generates, with the policy's weights as they are at every call.
 
-    def __init__(self, policy: nn.Module) -> None:
+    say: takes one line where it is the module that decodes, not rollout/decode.py.
+    """
+
+    def __init__(self, policy: nn.Module, say: Callable[[str], None] | None = None) -> None:
         self.policy = policy
+        reason = hf.uncovered(policy)
+        if reason is not None and say is not None:
+            say(f"rollouts decode with the model's own module, more slowly: {reason}")
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         return hf.generate(self.policy, requests, sampling)
 
     def sync(self, policy: nn.Module, step: int) -> dict[str, float]:
         self.policy = policy
-        return {}
+        return {"rollout/static_cache": float(hf.uncovered(policy) is None)}
 
     def close(self) -> None:
         del self.policy
@@ -65,7 +71,7 @@ def build_engine(
     servers that are started write theirs. say: takes one line when a server is lost. Raises Unable, Refused.
     """
     if spec.engine == "hf":
-        return HfEngine(policy)
+        return HfEngine(policy, say)
     context = int(config_of(policy).max_position_embeddings)
     longest = min(
         max_length or context, context

@@ -1,9 +1,13 @@
-"""Batched generation with the transformers module itself: prompts prefilled once, finished rows dropped.
+"""Batched generation with the policy that is trained: prompts prefilled once, finished rows dropped.
+
+The Llama and Qwen2 family decodes by rollout/decode.py, everything else with the transformers module itself.
 
 B rows, P prompt tokens (right-padded), G generated tokens, K key/value heads, D head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +15,29 @@ from torch import Tensor, nn
 from rlhfctl.models.attention import causal_attention, sdpa
 from rlhfctl.models.linear import product
 from rlhfctl.models.load import backbone, head_weight
+from rlhfctl.rollout.decode import FusedWeights, StaticDecoder, uncovered
 from rlhfctl.rollout.sampling import draw, uniforms
 from rlhfctl.rollout.types import Request, Rollout, Sampling
+
+
+class Decoder(Protocol):
+    """The rows of one batch. `select` leaves rows out."""
+
+    def prefill(self, ids: Tensor) -> Tensor:
+        """ids [groups, P], right-padded -> logits [B, V] of each row's first token."""
+        ...
+
+    def step(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """The rows' newest tokens [B] and their positions -> logits [B, V] of the next ones."""
+        ...
+
+    def select(self, order: Tensor) -> None:
+        """Row order[i] becomes row i; the rows past len(order) are no more."""
+        ...
+
+
+# (group of each row [B], prompt lengths [groups], P, room for generated tokens)
+MakeDecoder = Callable[[Tensor, Tensor, int, int], Decoder]
 
 
 class DecodeCache:
@@ -65,6 +90,41 @@ class DecodeCache:
             self.allowed = self.allowed.index_select(0, rows)
 
 
+class ModuleDecoder:
+    """The module's own forward pass, token after token."""
+
+    def __init__(self, model: nn.Module, owner: Tensor, lengths: Tensor, width: int, room: int) -> None:
+        self.trunk, self.weight = backbone(model), head_weight(model)
+        self.owner, self.lengths = owner, lengths
+        self.cache = DecodeCache(lengths, width, room)
+
+    def prefill(self, ids: Tensor) -> Tensor:
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+        out = self.trunk(input_ids=ids, position_ids=positions, use_cache=False, layout=self.cache)
+        hidden = out.last_hidden_state[torch.arange(len(ids), device=ids.device), self.lengths - 1]
+        self.cache.filled = ids.shape[1]
+        # From one row per prompt to one row per sample.
+        if len(self.owner) > len(ids):
+            self.cache.select(self.owner)
+        return product(hidden.index_select(0, self.owner), self.weight)
+
+    def step(self, ids: Tensor, positions: Tensor) -> Tensor:
+        out = self.trunk(
+            input_ids=ids[:, None], position_ids=positions[:, None], use_cache=False, layout=self.cache
+        )
+        self.cache.filled += 1
+        return product(out.last_hidden_state[:, 0], self.weight)
+
+    def select(self, order: Tensor) -> None:
+        self.cache.select(order)
+
+
+def decoder_of(model: nn.Module) -> MakeDecoder:
+    if uncovered(model) is None:
+        return partial(StaticDecoder, FusedWeights(model))
+    return partial(ModuleDecoder, model)
+
+
 @torch.no_grad()
 def generate(model: nn.Module, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
     """One response per request, in the order of the requests.
@@ -73,6 +133,7 @@ def generate(model: nn.Module, requests: Sequence[Request], sampling: Sampling) 
     """
     training = model.training
     model.eval()
+    make, device = decoder_of(model), head_weight(model).device
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, request in enumerate(requests):
         groups.setdefault(tuple(request.prompt_ids), []).append(place)
@@ -82,40 +143,31 @@ def generate(model: nn.Module, requests: Sequence[Request], sampling: Sampling) 
     for prompt, places in sorted(groups.items(), key=lambda item: (len(item[0]), item[1][0])):
         width = len(prompt) + sampling.max_new_tokens
         if batch and (rows + len(places)) * width > sampling.max_batch_tokens:
-            done.update(_generate_batch(model, requests, batch, sampling))
+            done.update(_generate_batch(make, device, requests, batch, sampling))
             batch, rows = [], 0
         batch.append((prompt, places))
         rows += len(places)
     if batch:
-        done.update(_generate_batch(model, requests, batch, sampling))
+        done.update(_generate_batch(make, device, requests, batch, sampling))
     model.train(training)
     return [done[place] for place in range(len(requests))]
 
 
 def _generate_batch(
-    model: nn.Module,
+    make: MakeDecoder,
+    device: torch.device,
     requests: Sequence[Request],
     groups: list[tuple[tuple[int, ...], list[int]]],
     sampling: Sampling,
 ) -> dict[int, Rollout]:
-    trunk, weight = backbone(model), head_weight(model)
-    device = weight.device
     width = max(len(prompt) for prompt, _ in groups)
     lengths = torch.tensor([len(prompt) for prompt, _ in groups], device=device)
     ids = torch.tensor([list(prompt) + [0] * (width - len(prompt)) for prompt, _ in groups], device=device)
-    positions = torch.arange(width, device=device).expand(len(groups), -1)
-    cache = DecodeCache(lengths, width, sampling.max_new_tokens)
-
-    out = trunk(input_ids=ids, position_ids=positions, use_cache=False, layout=cache)
-    hidden = out.last_hidden_state[torch.arange(len(groups), device=device), lengths - 1]  # (groups, H)
-    cache.filled = width
-
-    # From one row per prompt to one row per sample.
     places = [place for _, members in groups for place in members]
     owner = torch.tensor([g for g, (_, members) in enumerate(groups) for _ in members], device=device)
-    if len(places) > len(groups):
-        cache.select(owner)
-    hidden, position = hidden.index_select(0, owner), lengths.index_select(0, owner)
+    decoder = make(owner, lengths, width, sampling.max_new_tokens)
+    logits = decoder.prefill(ids)
+    position = lengths.index_select(0, owner)
 
     greedy = sampling.temperature == 0.0
     temperature = 1.0 if greedy else sampling.temperature
@@ -137,7 +189,7 @@ def _generate_batch(
 
     for step in range(sampling.max_new_tokens):
         uniform = None if stream is None else stream[live, step]
-        picked, picked_logprobs = draw(product(hidden, weight), uniform, temperature, sampling.top_p)
+        picked, picked_logprobs = draw(logits, uniform, temperature, sampling.top_p)
         tokens[live, step], logprobs[live, step] = picked, picked_logprobs
         ended = torch.isin(picked, stops)
         if sampling.delimiters is not None:
@@ -149,17 +201,15 @@ def _generate_batch(
         if bool(ended.any()):
             produced[live[ended]] = step + 1
             stopped[live[ended]] = ~delimited[live[ended]]
-            going = (~ended).nonzero().squeeze(1)
-            if len(going) == 0:
+            order = without(ended)
+            if len(order) == 0:
                 break
             # Finished rows leave the batch: they cost nothing from here on.
-            live, picked, position = live[going], picked[going], position[going]
-            cache.select(going)
+            live, picked, position = live[order], picked[order], position[order]
+            decoder.select(order)
         if step + 1 == sampling.max_new_tokens:
             break
-        out = trunk(input_ids=picked[:, None], position_ids=position[:, None], use_cache=False, layout=cache)
-        hidden = out.last_hidden_state[:, 0]
-        cache.filled += 1
+        logits = decoder.step(picked, position)
         position = position + 1
 
     counts, ended_rows, cut_rows = produced.tolist(), stopped.tolist(), delimited.tolist()
@@ -173,3 +223,11 @@ def _generate_batch(
         )
         for row, place in enumerate(places)
     }
+
+
+def without(ended: Tensor) -> Tensor:
+    """ended [B] -> the rows that go on, each at its own place where there is still one, the others in the gaps."""
+    going = (~ended).nonzero().squeeze(1)
+    order = torch.arange(len(going), device=ended.device)
+    order[ended[: len(going)]] = going[going >= len(going)]
+    return order

@@ -17,6 +17,7 @@ from transformers import LlamaModel
 
 from rlhfctl.models.linear import onednn_is_faster
 from rlhfctl.recipe.load import load_recipe
+from rlhfctl.rollout.decode import StaticDecoder
 from rlhfctl.run_dir import RunDir
 from rlhfctl.trainers import oreo, ppo, reward_model, sft
 from rlhfctl.trainers.context import RunContext
@@ -58,12 +59,16 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     """forward: tokens that passed a trunk, split by whether a gradient was recorded; head; optimizer steps."""
     counts = {"with_gradient": 0, "without_gradient": 0, "head": 0, "optimizer_steps": 0}
 
-    forward, step = LlamaModel.forward, Optimizer.step
+    forward, decode, step = LlamaModel.forward, StaticDecoder.step, Optimizer.step
 
     def forward_counted(self: LlamaModel, *args: Any, **kwargs: Any) -> Any:
         kind = "with_gradient" if torch.is_grad_enabled() else "without_gradient"
         counts[kind] += kwargs["input_ids"].numel()
         return forward(self, *args, **kwargs)
+
+    def decode_counted(self: StaticDecoder, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        counts["without_gradient"] += ids.numel()
+        return decode(self, ids, positions)
 
     def step_counted(self: Optimizer, scale: float) -> None:
         counts["optimizer_steps"] += 1
@@ -71,6 +76,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 
     with monkeypatch.context() as patch, Heads() as heads:
         patch.setattr(LlamaModel, "forward", forward_counted)
+        patch.setattr(StaticDecoder, "step", decode_counted)
         patch.setattr(Optimizer, "step", step_counted)
         yield counts
     counts["head"] = heads.rows
