@@ -23,6 +23,7 @@ from rlhfctl.failure import Failure, write_failure
 from rlhfctl.heartbeat import heartbeat
 from rlhfctl.run_dir import RunDir, is_disk_full
 from rlhfctl.stop import StopRequest
+from rlhfctl.tracking.progress import end_live_line
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +110,7 @@ def conclude(
     inline: bool,
 ) -> int:
     """Write down how a run ended that did not reach its end; returns the exit code."""
+    end_live_line()
     text = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):
         print(text, file=log, flush=True)
@@ -259,6 +261,7 @@ def speaker(
     def say(line: str) -> None:
         print(line, file=log, flush=True)
         if rank == 0 and console is not None:
+            end_live_line()
             print(line, file=console, flush=True)
 
     return say

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import ClassVar
 
 SHOWN = {
     "loss/sft": "loss",
@@ -46,6 +47,8 @@ class Progress:
     """interactive: rewrite one line; otherwise one line per logged step. course: with a sparkline of the reward (of the
     loss where there is no reward) in the live line."""
 
+    live: ClassVar["Progress | None"] = None  # whose line the terminal's cursor stands behind
+
     def __init__(
         self, total: int, start: int, say: "object", interactive: bool | None = None, course: bool = False
     ) -> None:
@@ -54,7 +57,6 @@ class Progress:
         self.say = say
         self.interactive = sys.stderr.isatty() if interactive is None else interactive
         self.began = time.monotonic()
-        self.open = False
         self.course: deque[float] | None = deque(maxlen=COURSE) if course else None
 
     def line(self, step: int, metrics: dict[str, float]) -> str:
@@ -76,7 +78,7 @@ class Progress:
             shown = text[: max(20, shutil.get_terminal_size().columns - 1)]
             sys.stderr.write(f"\r{shown}\x1b[K")
             sys.stderr.flush()
-            self.open = True
+            Progress.live = self
         else:
             self.say(text)  # type: ignore[operator]
 
@@ -91,6 +93,13 @@ class Progress:
         return f"{first}  {sparkline(self.course)}{gap}{rest}" if self.course else text
 
     def close(self) -> None:
-        if self.open:
-            sys.stderr.write("\n")
-            self.open = False
+        if Progress.live is self:
+            end_live_line()
+
+
+def end_live_line() -> None:
+    """Before anything else goes to the terminal: the line that was rewritten stays as it is, and a new one begins."""
+    if Progress.live is not None:
+        Progress.live = None
+        sys.stderr.write("\n")
+        sys.stderr.flush()

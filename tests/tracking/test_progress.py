@@ -3,8 +3,10 @@ import json
 
 import pytest
 
+from rlhfctl.run_dir import RunDir
 from rlhfctl.tracking.metrics import append_jsonl, rounded
 from rlhfctl.tracking.progress import Progress, duration, sparkline
+from rlhfctl.worker import speaker
 
 
 @pytest.fixture
@@ -38,6 +40,28 @@ def test_the_live_line_is_rewritten_and_never_wraps(clock, monkeypatch):
     first, second = written.strip("\n").split("\x1b[K")[:2]
     assert first == "\rstep 1/10  loss 2.000  1.00 s"
     assert second == "\rstep 10/10  loss 1.000  0.10 "
+
+
+def test_a_line_of_somebody_else_does_not_stand_behind_the_live_one(clock, monkeypatch, tmp_path):
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stderr", out)
+    progress = Progress(10, 0, print, interactive=True)
+    say = speaker(RunDir(tmp_path), 1, 0, io.StringIO(), out)
+    clock[0] += 1.0
+    progress.update(1, {"reward/mean": 0.0})
+    say("warning: all rewards are equal")
+    say("and so on")
+    progress.update(2, {"reward/mean": 0.0})
+    progress.close()
+    shown = [
+        line.rpartition("\r")[2].replace("\x1b[K", "") for line in out.getvalue().splitlines(keepends=False)
+    ]
+    assert [line.split("  ")[0] for line in shown] == [
+        "step 1/10",
+        "warning: all rewards are equal",
+        "and so on",
+        "step 2/10",
+    ]
 
 
 def test_durations():
