@@ -53,9 +53,7 @@ def test_a_line_of_somebody_else_does_not_stand_behind_the_live_one(clock, monke
     say("and so on")
     progress.update(2, {"reward/mean": 0.0})
     progress.close()
-    shown = [
-        line.rpartition("\r")[2].replace("\x1b[K", "") for line in out.getvalue().splitlines(keepends=False)
-    ]
+    shown = [line.rpartition("\r")[2].replace("\x1b[K", "") for line in out.getvalue().split("\n")[:-1]]
     assert [line.split("  ")[0] for line in shown] == [
         "step 1/10",
         "warning: all rewards are equal",
