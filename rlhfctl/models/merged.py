@@ -6,15 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhfctl.models.in_parts import BUCKET, buckets, gathered
 from rlhfctl.models.lora import adapter_layers
 from rlhfctl.models.quantize import dense_linear, is_quantized, put
 
 
 @torch.no_grad()
-def merged_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(policy: nn.Module, elements: int = BUCKET) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor), shared ones once: W, or W + (alpha / rank) B A summed in float32 and rounded once to W's dtype.
 
-    One merged matrix exists at a time. The trained weights are not touched.
+    One merged matrix exists at a time. The trained weights are not touched. Of parameters in parts (ZeRO-3) one bucket
+    of at most `elements` is whole at a time: then every rank takes every tensor, for each bucket is a collective.
     """
     adapted = {id(layer) for layer in adapter_layers(policy)}
     made = {
@@ -22,15 +24,35 @@ def merged_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, module in policy.named_modules()
         if id(module) in adapted or (is_quantized(module) and not name.endswith(".base_layer"))
     }
+    owners = {id(parameter): name for name, module in made.items() for parameter in module.parameters()}
+    names = {id(parameter): name for name, parameter in policy.named_parameters()}
     yielded = set()
-    for name, parameter in policy.named_parameters():
-        owner = next((layer for layer in made if name.startswith(f"{layer}.")), None)
-        if owner is None:
-            yield name, parameter.detach()
-        elif owner not in yielded:
-            yielded.add(owner)
-            for kind, merged in merged_linear(made[owner]).named_parameters():
-                yield f"{owner}.{kind}", merged.detach()
+    # The parameters of a merged layer lie side by side; they are gathered together even across the end of a bucket.
+    for bucket in buckets(policy.parameters(), elements):
+        with gathered(together(bucket, owners, made)):
+            for parameter in bucket:
+                owner = owners.get(id(parameter))
+                if owner is None:
+                    yield names[id(parameter)], parameter.detach()
+                elif owner not in yielded:
+                    yielded.add(owner)
+                    for kind, merged in merged_linear(made[owner]).named_parameters():
+                        yield f"{owner}.{kind}", merged.detach()
+
+
+def exhaust(weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Take what is left of merged_weights: the other ranks wait for this one's share in every bucket."""
+    for _ in weights:
+        continue
+
+
+def together(
+    bucket: list[nn.Parameter], owners: dict[int, str], made: dict[str, nn.Module]
+) -> list[nn.Parameter]:
+    """The bucket, and what else its merged layers are made of."""
+    layers = {owners[id(parameter)] for parameter in bucket if id(parameter) in owners}
+    more = [parameter for name in sorted(layers) for parameter in made[name].parameters()]
+    return list({id(parameter): parameter for parameter in [*bucket, *more]}.values())
 
 
 def merged_linear(layer: Any) -> nn.Linear:

@@ -3,7 +3,7 @@
 max_t |log p_trainer(x_t | x_<t) - log p_sampler(x_t | x_<t)| over T - 1 tokens, in nats, at temperature 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors
 from rlhfctl.models.packing import pack
 
+# How a forward pass of the policy is made: of weights in parts (ZeRO-3) all ranks make it together.
+Run = Callable[[Callable[[], Tensor]], Tensor]
 LENGTH = 32
 # Two kernels round differently: float32 differs by some 1e-6, bfloat16 by its 8 bits of a logit.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.25}
@@ -24,23 +26,37 @@ def canary_ids(vocabulary: int) -> list[int]:
     return [place * 2654435761 % 2**32 % vocabulary for place in range(1, LENGTH + 1)]
 
 
+def directly(forward: Callable[[], Tensor]) -> Tensor:
+    return forward()
+
+
 @torch.no_grad()
-def trainer_logprobs(policy: nn.Module, ids: list[int]) -> Tensor:
+def trainer_logprobs(policy: nn.Module, ids: list[int], run: Run = directly) -> Tensor:
     """[T - 1] float32 log-probabilities of ids[1:] by the policy as it is trained, adapters on."""
     weight = head_weight(policy)
     bucket = shape_bucket(weight.dtype, weight.device)
     batch = pack([0], [ids], [range(1, len(ids))], weight.device, bucket)
-    hidden = hidden_at_predictors(backbone(policy), batch)
-    return token_logprobs(hidden, weight, batch.targets, 1.0)[0].float().cpu()
+
+    def forward() -> Tensor:
+        hidden = hidden_at_predictors(backbone(policy), batch)
+        return token_logprobs(hidden, head_weight(policy), batch.targets, 1.0)[0]
+
+    return run(forward).float().cpu()
 
 
-def compare(policy: nn.Module, ids: list[int], sampled: Sequence[float], step: int) -> float:
+def compare(
+    policy: nn.Module, ids: list[int], sampled: Sequence[float], step: int, run: Run = directly
+) -> float:
     """The largest difference. Raises RunFailed past the tolerance of the policy's number format."""
-    wanted = trainer_logprobs(policy, ids)
+    return difference(trainer_logprobs(policy, ids, run), head_weight(policy).dtype, sampled, step)
+
+
+def difference(wanted: Tensor, dtype: torch.dtype, sampled: Sequence[float], step: int) -> float:
+    """As compare; wanted: what the trainer gives, in the policy's dtype."""
     found = torch.tensor(sampled, dtype=torch.float32)
     gaps = (wanted - found).abs().nan_to_num(nan=float("inf"))
     worst = int(gaps.argmax())
-    gap, tolerance = float(gaps[worst]), TOLERANCES[head_weight(policy).dtype]
+    gap, tolerance = float(gaps[worst]), TOLERANCES[dtype]
     if gap > tolerance:
         raise RunFailed(
             f"stopped at step {step}: after the weight sync the sampler gives token {worst + 1} of the canary prompt "

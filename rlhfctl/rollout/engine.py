@@ -9,6 +9,7 @@ from torch import nn
 from rlhfctl.models.load import config_of
 from rlhfctl.recipe.sections import Rollout as RolloutSpec
 from rlhfctl.rollout import hf
+from rlhfctl.rollout.canary import Run, directly
 from rlhfctl.rollout.types import Request, Rollout, Sampling
 
 
@@ -22,10 +23,11 @@ class Engine(Protocol):
         """
         ...
 
-    def sync(self, policy: nn.Module, step: int) -> dict[str, float]:
+    def sync(self, policy: nn.Module, step: int, run: Run = directly) -> dict[str, float]:
         """Take over the policy's weights as they are after `step` steps, and prove it; returns metrics.
 
-        Called by every rank: before the first generate and after each phase of optimizer steps. Raises RunFailed.
+        Called by every rank: before the first generate and after each phase of optimizer steps. Weights in parts
+        (ZeRO-3) are gathered a bucket at a time, and run makes the forward pass of the proof. Raises RunFailed.
         """
         ...
 
@@ -49,7 +51,7 @@ class HfEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         return hf.generate(self.policy, requests, sampling)
 
-    def sync(self, policy: nn.Module, step: int) -> dict[str, float]:
+    def sync(self, policy: nn.Module, step: int, run: Run = directly) -> dict[str, float]:
         self.policy = policy
         return {"rollout/static_cache": float(hf.uncovered(policy) is None)}
 

@@ -1,5 +1,7 @@
 """Bringing the policy's weights to rollout servers, as files or by broadcast. Only rank 0 does this.
 
+weights: (name, tensor) of every one, which exist a bucket at a time where the trainer keeps them in parts.
+
 A server that fails is left out and named; in a broadcast all of them fail together, because a group that one member
 has left cannot go on.
 """
@@ -7,13 +9,12 @@ has left cannot go on.
 import itertools
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from rlhfctl.models.merged import merged_weights
 from rlhfctl.recipe.rollout_server import RolloutServer
 from rlhfctl.rollout import weight_broadcast, weight_files
 from rlhfctl.rollout.handshake import ServerInfo
@@ -22,14 +23,16 @@ from rlhfctl.rollout.vllm_client import Client, Lost
 from rlhfctl.rollout.vllm_process import free_port
 
 Failed = dict[str, Lost]  # by url
+Weights = Iterator[tuple[str, Tensor]]
 
 
-def send_files(spec: RolloutServer, clients: list[Client], policy: nn.Module, ends: float) -> Failed:
-    """Written once, read by every server. ends: time.monotonic() at which the time is used up."""
-    size = sum(parameter.nbytes for parameter in policy.parameters())
+def send_files(
+    spec: RolloutServer, clients: list[Client], weights: Weights, size: int, ends: float
+) -> Failed:
+    """Written once, read by every server. size: bytes of all; ends: time.monotonic() at which the time is used up."""
     directory = weight_files.directory(spec.sync_dir, size)
     try:
-        tensors = weight_files.write(merged_weights(policy), directory)
+        tensors = weight_files.write(weights, directory)
         return each(clients, lambda client: client.call("sync_files", [str(directory), tensors], left(ends)))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -42,7 +45,7 @@ class Broadcaster:
         self.infos, self.device = infos, device
         self.group: weight_broadcast.Group | None = None
 
-    def send(self, clients: list[Client], policy: nn.Module, ends: float) -> Failed:
+    def send(self, clients: list[Client], weights: Weights, ends: float) -> Failed:
         """clients: of all servers, in the order of infos. Raises what torch.distributed raises."""
         with ThreadPoolExecutor(1) as aside:
             if self.group is None:
@@ -68,7 +71,7 @@ class Broadcaster:
             receiving = aside.submit(
                 each, clients, lambda client: client.call("sync_receive", [], left(ends))
             )
-            self.group.send(merged_weights(policy))
+            self.group.send(weights)
             return receiving.result()
 
 

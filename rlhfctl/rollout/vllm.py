@@ -16,10 +16,11 @@ from torch import nn
 
 from rlhfctl.errors import RunFailed, Unable
 from rlhfctl.install import install_line
+from rlhfctl.models.in_parts import shape_of
 from rlhfctl.models.load import config_of, head_weight
-from rlhfctl.models.merged import merged_weights
+from rlhfctl.models.merged import exhaust, merged_weights
 from rlhfctl.models.vllm_start import cache_bytes, first_line, set_environment
-from rlhfctl.rollout.canary import canary_ids, compare
+from rlhfctl.rollout.canary import Run, canary_ids, compare, directly
 from rlhfctl.rollout.sampling import stream_key
 from rlhfctl.rollout.types import Request, Rollout, Sampling
 
@@ -36,7 +37,7 @@ class VllmEngine:
         weight = head_weight(policy)
         self.on_cpu = weight.device.type == "cpu"
         self.max_length = max_length
-        self.canary = canary_ids(weight.shape[0])
+        self.canary = canary_ids(shape_of(weight)[0])
         config = copy.deepcopy(config_of(policy))
         config.architectures = [type(policy).__name__]
         self.tied = bool(getattr(config, "tie_word_embeddings", False))
@@ -106,17 +107,21 @@ class VllmEngine:
             rollout(request, answer.outputs[0]) for request, answer in zip(requests, answers, strict=True)
         ]
 
-    def sync(self, policy: nn.Module, step: int) -> dict[str, float]:
+    def sync(self, policy: nn.Module, step: int, run: Run = directly) -> dict[str, float]:
         try:
             self.update(policy)
             found = self.canary_logprobs()
         except Exception as error:
             raise RunFailed(f"stopped at step {step}: the weight sync failed: {first_line(error)}") from error
-        return {"sync/canary": compare(policy, self.canary, found, step)}
+        return {"sync/canary": compare(policy, self.canary, found, step, run)}
 
     def update(self, policy: nn.Module) -> None:
         """Every weight anew, then what vLLM derived from the old ones."""
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(policy)})
+        weights = merged_weights(policy)
+        try:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        finally:
+            exhaust(weights)
         if self.tied and self.on_cpu:
             # The CPU build packs the matrix of the head; a reload leaves the packed copy of a tied one as it was.
             self.llm.apply_model(pack_head)

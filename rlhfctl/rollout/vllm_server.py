@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from rlhfctl.errors import Refused, RlhfctlError, RunFailed, Unable
+from rlhfctl.models.in_parts import shape_of
 from rlhfctl.models.load import config_of, head_weight
+from rlhfctl.models.merged import exhaust, merged_weights
 from rlhfctl.models.vllm_start import cache_bytes, first_line
 from rlhfctl.recipe.rollout_server import RolloutServer
 from rlhfctl.rollout import ranks, server_sync, vllm_process
-from rlhfctl.rollout.canary import canary_ids, compare
+from rlhfctl.rollout.canary import Run, canary_ids, difference, directly, trainer_logprobs
 from rlhfctl.rollout.handshake import ServerInfo, ask, mismatch
 from rlhfctl.rollout.parallel import in_parallel
 from rlhfctl.rollout.sampling import stream_key
@@ -57,7 +59,7 @@ class VllmServerEngine:
         weight = head_weight(policy)
         self.spec, self.say = spec, say
         self.max_length = max_length
-        self.canary = canary_ids(weight.shape[0])
+        self.canary = canary_ids(shape_of(weight)[0])
         self.started: list[vllm_process.Started] = []
         self.syncs = itertools.count()
         length = max(max_length, len(self.canary) + 1)
@@ -142,22 +144,36 @@ class VllmServerEngine:
             self.lost[client.url] = str(lost)
             self.say(f"step {step}: a rollout server is lost: {lost}; {len(self.live())} left")
 
-    def sync(self, policy: nn.Module, step: int) -> dict[str, float]:
+    def sync(self, policy: nn.Module, step: int, run: Run = directly) -> dict[str, float]:
         version = f"{self.run}.{next(self.syncs)}"
-        worst, self.lost = ranks.from_rank_zero(lambda: (self.update(policy, step, version), self.lost))
+        wanted = trainer_logprobs(policy, self.canary, run)
+        weights = merged_weights(policy)
+
+        def update() -> tuple[float, dict[str, str]]:
+            try:
+                return self.update(policy, weights, wanted, step, version), self.lost
+            finally:
+                exhaust(weights)
+
+        if ranks.rank() != 0:
+            exhaust(weights)
+        worst, self.lost = ranks.from_rank_zero(update)
         self.version = version
         return {"sync/canary": worst, "sync/servers": float(len(self.live()))}
 
-    def update(self, policy: nn.Module, step: int, version: str) -> float:
-        """On rank 0: every weight anew on every server; the largest difference of their canaries. A server that does
-        not take them is lost. Raises RunFailed where none is left or one has other weights."""
+    def update(
+        self, policy: nn.Module, weights: server_sync.Weights, wanted: Tensor, step: int, version: str
+    ) -> float:
+        """On rank 0: every weight anew on every server; the largest difference of their canaries from `wanted`. A
+        server that does not take them is lost. Raises RunFailed where none is left or one has other weights."""
         ends = time.monotonic() + self.spec.sync_timeout
         try:
             if self.spec.sync == "files":
                 self.readmit(step)
-                failed = server_sync.send_files(self.spec, self.live(), policy, ends)
+                size = sum(shape_of(each).numel() * each.itemsize for each in policy.parameters())
+                failed = server_sync.send_files(self.spec, self.live(), weights, size, ends)
             else:
-                failed = self.broadcaster.send(self.clients, policy, ends)
+                failed = self.broadcaster.send(self.clients, weights, ends)
         except RlhfctlError:
             raise
         except Exception as error:
@@ -180,7 +196,8 @@ class VllmServerEngine:
                 f"stopped at step {step}: the weight sync {why}: {'; '.join(self.lost.values())}; "
                 "continue with --resume"
             )
-        return max(compare(policy, self.canary, logprobs, step) for logprobs in found.values())
+        dtype = head_weight(policy).dtype
+        return max(difference(wanted, dtype, logprobs, step) for logprobs in found.values())
 
     def readmit(self, step: int) -> None:
         """A lost server that answers again gets the weights like any other."""
@@ -235,7 +252,7 @@ def gpus_of_servers(count: int) -> tuple[str, ...]:
 
 def refuse_other(info: ServerInfo, weight: Tensor, length: int) -> None:
     """Raises Refused for a server whose model is not the policy's."""
-    problem = mismatch(info, weight.shape[0], length)
+    problem = mismatch(info, shape_of(weight)[0], length)
     if problem is not None:
         raise Refused(problem)
     dtype = str(weight.dtype).removeprefix("torch.")

@@ -22,7 +22,7 @@ from rlhfctl.models.export import export_policy, load_trainable
 from rlhfctl.run_dir import truncate_jsonl
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import any_rank, barrier
-from rlhfctl.trainers.engine import whole
+from rlhfctl.trainers.engine import whole_on_rank_zero
 from rlhfctl.trainers.optimizer import Learner
 
 
@@ -37,7 +37,7 @@ def save(
     """Write one checkpoint (rank 0), atomically, and drop old ones. state: {"step": ..., counters}."""
     heartbeat.at("the checkpoint", state["step"])
     states = {name: optimizer.state() for name, optimizer in optimizers.items()}
-    with whole(optimizers.values()):
+    with whole_on_rank_zero(optimizers.values()):
         if ctx.rank == 0:
             write_checkpoint(ctx, models, states, state)
         barrier()

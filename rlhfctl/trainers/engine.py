@@ -1,7 +1,7 @@
 """The two ways to train, behind the same few calls: the plain engine (optimizer.py) and DeepSpeed (zero.py).
 
-A trainer's loop says `optimizer.run(forward)`, `optimizer.backward(loss)` and `clip_and_step`, walks `passes`, and
-stands inside `whole` while it samples, scores, evaluates or exports.
+A trainer's loop says `optimizer.run(forward)`, `optimizer.backward(loss)` and `clip_and_step`, walks `passes`, stands
+inside `whole` while it samples, scores or evaluates, and inside `whole_on_rank_zero` while it exports.
 """
 
 import os
@@ -62,4 +62,13 @@ def whole(learners: Iterable[Learner]) -> Iterator[None]:
     with ExitStack() as stack:
         for learner in learners:
             stack.enter_context(learner.whole())
+        yield
+
+
+@contextmanager
+def whole_on_rank_zero(learners: Iterable[Learner]) -> Iterator[None]:
+    """Inside: all parameters are there on rank 0, in its CPU memory where they are kept in parts; it exports them."""
+    with ExitStack() as stack:
+        for learner in learners:
+            stack.enter_context(learner.whole_on_rank_zero())
         yield

@@ -6,6 +6,7 @@ policy wrote: neither padding nor observations between its turns.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from rlhfctl.models.shared_prefix import Sharing
 from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.sections import Shaping
 from rlhfctl.trainers.distributed import gather_lists
+from rlhfctl.trainers.engine import passes
+from rlhfctl.trainers.optimizer import PLAIN, Passes
 from rlhfctl.trainers.trajectory import Trajectory
 
 
@@ -79,16 +82,19 @@ def score_tokens(
     budget: int,
     device: torch.device,
     bucket: int = 1,
+    learner: Passes = PLAIN,
 ) -> Tensor:
     """One number per token of the policy, 0 elsewhere: [B, T] on every rank. Each rank runs `forward` (Pack -> [N]) on
-    its share. Several numbers each where `forward` gives [N, K]: [B, T, K]."""
+    its share. Several numbers each where `forward` gives [N, K]: [B, T, K]. learner: how passes of the model are made;
+    of one in parts (ZeRO-3) all ranks make equally many."""
     sharing = sharing_of(trajectories)
     found: list[tuple[int, Tensor]] = []
     with torch.no_grad():
-        for members in sharing.plan(range(len(trajectories)), budget, rank, world):
+        for members, counts in passes([learner], sharing.plan(range(len(trajectories)), budget, rank, world)):
             batch = sharing.pack(members, device, bucket)
-            parts = forward(batch).float().cpu().split(batch.counts)
-            found += list(zip(batch.rows, parts, strict=True))
+            numbers = learner.run(partial(forward, batch))
+            if counts:
+                found += list(zip(batch.rows, numbers.float().cpu().split(batch.counts), strict=True))
     by_row = dict(gather_lists(found))
     return pad([spread_out(by_row[row], trajectory.mask) for row, trajectory in enumerate(trajectories)])
 

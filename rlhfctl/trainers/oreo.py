@@ -23,7 +23,7 @@ from rlhfctl.rollout.engine import HfEngine
 from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import barrier, sum_over_ranks
-from rlhfctl.trainers.engine import build_optimizer, passes, whole
+from rlhfctl.trainers.engine import build_optimizer, passes, whole, whole_on_rank_zero
 from rlhfctl.trainers.evaluate import Evaluator
 from rlhfctl.trainers.logbook import Logbook, refuse_non_finite
 from rlhfctl.trainers.optimizer import PLAIN, Passes, clip_and_step
@@ -112,7 +112,7 @@ def train(ctx: RunContext) -> None:
         checkpoint.step_boundary(ctx, models, optimizers, state, total)
     logbook.close()
     engine.close()
-    with whole(optimizers.values()):
+    with whole_on_rank_zero(optimizers.values()):
         save_critic(ctx, recipe, critic)
         checkpoint.save_final(ctx, policy, total)
 

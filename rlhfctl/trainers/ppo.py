@@ -13,7 +13,7 @@ from rlhfctl.rollout.engine import build_engine
 from rlhfctl.rollout.types import EngineLost
 from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
-from rlhfctl.trainers.engine import build_optimizer, whole
+from rlhfctl.trainers.engine import build_optimizer, whole, whole_on_rank_zero
 from rlhfctl.trainers.evaluate import Evaluator
 from rlhfctl.trainers.implicit_prm import learn, load_prm
 from rlhfctl.trainers.logbook import Logbook
@@ -54,22 +54,23 @@ def train(ctx: RunContext) -> None:
     state |= checkpoint.restore(ctx, trained, learners) or {}
     start = state["step"]
     longest = (recipe.rollout.max_prompt_length or recipe.data.max_length) + recipe.rollout.max_new_tokens
-    with whole(learners.values()):
-        engine = build_engine(
-            recipe.rollout,
-            models.policy,
-            longest,
-            recipe.policy.trust_remote_code,
-            ctx.run.attempt(ctx.attempt),
-            ctx.say,
-        )
-        engine.sync(models.policy, start)
+    engine = build_engine(
+        recipe.rollout,
+        models.policy,
+        longest,
+        recipe.policy.trust_remote_code,
+        ctx.run.attempt(ctx.attempt),
+        ctx.say,
+    )
+    engine.sync(models.policy, start, learners["policy"].run)
+    # The trainer's own module samples: ranks make different numbers of passes. Another engine has its own weights.
+    samplers = [learners["policy"]] if recipe.rollout.engine == "hf" else []
     logbook = Logbook(ctx, total, start)
     watch = Watch(ctx, recipe, sources, evaluator.size)
     watch.restore(state.get("watch"))
     running = Running(**state.get("running", {}))
     if start == 0 and evaluator.wanted:
-        with whole(learners.values()):
+        with whole(samplers):
             found = evaluator.run(models.policy, engine)
         logbook.log(0, found, force=True)
         watch.evaluated(0, found)
@@ -77,7 +78,7 @@ def train(ctx: RunContext) -> None:
     for step in range(start, total):
         began = time.perf_counter()
         try:
-            with whole(learners.values()):
+            with whole(samplers):
                 batch = collect(
                     ctx,
                     recipe,
@@ -95,18 +96,19 @@ def train(ctx: RunContext) -> None:
         except EngineLost as lost:
             checkpoint.keep(ctx, trained, learners, state)
             raise RunFailed(f"{lost.message}; the state before it is kept, continue with --resume") from lost
-        with logbook.timed("experience"), whole(learners.values()):
+        with logbook.timed("experience"):
             process = ref = None
             if prm is not None:
-                process, ref = prm.rewards(ctx, recipe, batch.trajectories)
+                with whole([learners["implicit_prm"]]):
+                    process, ref = prm.rewards(ctx, recipe, batch.trajectories)
             experience = make_experience(ctx, recipe, models, batch.trajectories, process, state["kl_coef"])
         with logbook.timed("train"):
             lr = optimizers["policy"].current_lr()
             metrics = update(ctx, recipe, models, optimizers, experience, step)
             if prm is not None and ref is not None:
                 metrics |= learn(ctx, recipe, prm, learners["implicit_prm"], batch.trajectories, ref, step)
-        with logbook.timed("sync"), whole(learners.values()):
-            metrics |= engine.sync(models.policy, step + 1)
+        with logbook.timed("sync"):
+            metrics |= engine.sync(models.policy, step + 1, learners["policy"].run)
 
         tokens = sum(experience.response_lengths)
         metrics |= batch.metrics | batch_metrics(experience)
@@ -120,7 +122,7 @@ def train(ctx: RunContext) -> None:
         metrics |= {"lr": lr, "tokens": state["tokens"]}
         metrics["tokens_per_second"] = tokens / (time.perf_counter() - began)
         if evaluator.due(step + 1, total):
-            with logbook.timed("eval"), whole(learners.values()):
+            with logbook.timed("eval"), whole(samplers):
                 metrics |= evaluator.run(models.policy, engine)
         logbook.log(step + 1, metrics, force=evaluator.due(step + 1, total))
         logbook.samples(step + 1, experience, encoder)
@@ -129,7 +131,7 @@ def train(ctx: RunContext) -> None:
 
         checkpoint.step_boundary(ctx, trained, learners, state, total)
     logbook.close()
-    with whole(learners.values()):
+    with whole_on_rank_zero(learners.values()):
         checkpoint.save_final(ctx, models.policy, total)
     for source in sources:
         source.close()

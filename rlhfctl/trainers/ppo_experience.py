@@ -11,6 +11,7 @@ from rlhfctl.recipe.tasks import PpoRecipe
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.experience import Experience, build, pad, score_tokens
 from rlhfctl.trainers.logbook import refuse_non_finite
+from rlhfctl.trainers.optimizer import PLAIN, Passes
 from rlhfctl.trainers.ppo_models import Forward, PpoModels
 from rlhfctl.trainers.trajectory import Trajectory
 from rlhfctl.trainers.value_once import fit_values, passes_once
@@ -30,11 +31,16 @@ def make_experience(
     here, as its values are read (trainers/value_once.py). kl_coef: of this step, default the recipe's."""
     algorithm = recipe.algorithm
 
-    def per_token(forward: Forward):  # type: ignore[no-untyped-def]
+    def per_token(forward: Forward, learner: Passes):  # type: ignore[no-untyped-def]
         budget = recipe.train.tokens_per_microbatch
-        return score_tokens(trajectories, forward, ctx.rank, ctx.world, budget, ctx.device, models.bucket)
+        return score_tokens(
+            trajectories, forward, ctx.rank, ctx.world, budget, ctx.device, models.bucket, learner
+        )
 
-    ref_logprobs = per_token(models.reference) if models.reference is not None else None
+    policy, critic = models.policy_passes, models.critic_passes
+    ref_logprobs = None
+    if models.reference is not None:
+        ref_logprobs = per_token(models.reference, policy if models.reference_is_policy else PLAIN)
     old_logprobs = pad([trajectory.logprobs for trajectory in trajectories])
     values: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None
     value_sums: dict[str, float] | None = None
@@ -48,12 +54,13 @@ def make_experience(
     penalty_needs_it = ref_logprobs is not None and algorithm.kl_in == "reward"
     upfront = recompute and (algorithm.minibatches > 1 or penalty_needs_it)
     if upfront and models.critic is not None and models.critic.shares_hidden:
-        old_logprobs, values = per_token(models.logprobs_and_values).unbind(-1)
+        old_logprobs, values = per_token(models.logprobs_and_values, policy).unbind(-1)
     else:
         if models.critic is not None:
-            values = fitted if passes_once(recipe, models) else per_token(models.values)
+            learner = policy if models.critic.shares_hidden else critic
+            values = fitted if passes_once(recipe, models) else per_token(models.values, learner)
         if upfront:
-            old_logprobs = per_token(models.logprobs)
+            old_logprobs = per_token(models.logprobs, policy)
     experience = build(
         trajectories,
         old_logprobs,

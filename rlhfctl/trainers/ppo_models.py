@@ -24,7 +24,8 @@ Forward = Callable[[Pack], Tensor]
 @dataclass(slots=True)
 class PpoModels:
     """reference: a function from a pack to log-probabilities [N], None without a KL penalty; critic: None without
-    a value model. policy_passes, critic_passes: how passes that train are made (build_optimizers sets them)."""
+    a value model. policy_passes, critic_passes: how passes are made (build_optimizers sets them).
+    reference_is_policy: the reference is the policy with its adapters off."""
 
     policy: nn.Module
     critic: Critic | None
@@ -32,6 +33,7 @@ class PpoModels:
     temperature: float
     policy_passes: Passes = PLAIN
     critic_passes: Passes = PLAIN
+    reference_is_policy: bool = False
 
     @property
     def bucket(self) -> int:
@@ -71,7 +73,8 @@ def load_models(ctx: RunContext, recipe: PpoRecipe) -> PpoModels:
         spec = recipe.value_model or ValueModel()
         critic = load_critic(spec, recipe.policy, policy, ctx.device, recipe.seed, reward_model)
     reference = load_reference(ctx, recipe, policy)
-    return PpoModels(policy, critic, reference, recipe.rollout.temperature)
+    off = recipe.policy.lora is not None and recipe.reference is None
+    return PpoModels(policy, critic, reference, recipe.rollout.temperature, reference_is_policy=off)
 
 
 def load_reference(ctx: RunContext, recipe: PpoRecipe, policy: nn.Module) -> Forward | None:

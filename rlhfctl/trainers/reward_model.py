@@ -18,7 +18,7 @@ from rlhfctl.recipe.tasks import RmRecipe
 from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import barrier, sum_over_ranks
-from rlhfctl.trainers.engine import build_optimizer, passes, whole
+from rlhfctl.trainers.engine import build_optimizer, passes, whole, whole_on_rank_zero
 from rlhfctl.trainers.logbook import Logbook, refuse_non_finite
 from rlhfctl.trainers.optimizer import PLAIN, Passes, clip_and_step
 from rlhfctl.trainers.rm_data import PackScores, RmData, load_rows, padding_id, score_pack, total_steps
@@ -83,7 +83,7 @@ def train(ctx: RunContext) -> None:
         state = {"step": step + 1, "tokens": seen, "scores": scores}
         checkpoint.step_boundary(ctx, models, optimizers, state, total)
     logbook.close()
-    with whole([optimizer]):
+    with whole_on_rank_zero([optimizer]):
         save_final(ctx, recipe, model, pad, scores)
 
 

@@ -16,7 +16,7 @@ from rlhfctl.rollout.engine import HfEngine
 from rlhfctl.trainers import checkpoint
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import sum_over_ranks
-from rlhfctl.trainers.engine import build_optimizer, passes, whole
+from rlhfctl.trainers.engine import build_optimizer, passes, whole, whole_on_rank_zero
 from rlhfctl.trainers.evaluate import Evaluator
 from rlhfctl.trainers.logbook import Logbook, refuse_non_finite
 from rlhfctl.trainers.optimizer import PLAIN, Passes, clip_and_step
@@ -72,7 +72,7 @@ def train(ctx: RunContext) -> None:
         state = {"step": step + 1, "tokens": seen}
         checkpoint.step_boundary(ctx, models, optimizers, state, total)
     logbook.close()
-    with whole([optimizer]):
+    with whole_on_rank_zero([optimizer]):
         checkpoint.save_final(ctx, policy, total)
 
 

@@ -24,6 +24,7 @@ from deepspeed import utils as fragments
 from torch import Tensor, nn
 
 from rlhfctl.heartbeat import heartbeat
+from rlhfctl.models.in_parts import buckets, gathered, in_parts
 from rlhfctl.recipe.deepspeed_section import DeepSpeed
 from rlhfctl.recipe.sections import Optim
 from rlhfctl.trainers.optimizer import parameter_groups, scheduled_lr
@@ -127,22 +128,54 @@ class ZeroOptimizer:
     def whole(self) -> Iterator[None]:
         """Inside: every parameter of the modules is whole on every rank, and a forward pass is no collective.
 
-        For rollouts, scoring and export: ranks make different numbers of passes there. Nothing is trained inside.
+        For rollouts and scores: ranks make different numbers of passes there. Nothing is trained inside.
         """
         if self.spec.zero_stage < 3:
             yield
             return
-        offload = self.engine.optimizer.parameter_offload
-        with ExitStack() as gathered:
+        assert self.engine
+        with ExitStack() as stack:
             for bucket in buckets(self.root.parameters(), self.spec.bucket_elements):
-                gathered.enter_context(deepspeed.zero.GatheredParameters(bucket))
-            for hook in (*offload.forward_hooks, *offload.backward_hooks):
-                hook.remove()
-            offload.forward_hooks, offload.backward_hooks = [], []
-            try:
+                stack.enter_context(gathered(bucket))
+            stack.enter_context(self.without_hooks())
+            yield
+
+    @contextmanager
+    def without_hooks(self) -> Iterator[None]:
+        """Inside the modules are ordinary ones: no forward pass gathers anything."""
+        offload = self.engine.optimizer.parameter_offload
+        for hook in (*offload.forward_hooks, *offload.backward_hooks):
+            hook.remove()
+        offload.forward_hooks, offload.backward_hooks = [], []
+        try:
+            yield
+        finally:
+            offload._register_deepspeed_module(offload.module)
+
+    @contextmanager
+    def whole_on_rank_zero(self) -> Iterator[None]:
+        """Inside: every parameter is whole in rank 0's CPU memory and in parts everywhere else. For export: one bucket
+        is gathered at a time, and rank 0 alone keeps it. No forward pass is made inside."""
+        if self.spec.zero_stage < 3:
+            yield
+            return
+        assert self.engine
+        first = dist.get_rank() == 0
+        copies: list[tuple[Any, Tensor]] = []
+        parts: list[Any] = [each for each in self.root.parameters() if in_parts(each)]
+        for bucket in buckets(parts, self.spec.bucket_elements):
+            with gathered(bucket):
+                if first:
+                    copies += [(each, each.data.to("cpu", copy=True)) for each in bucket]
+        parted = [(each, each.data) for each, _ in copies]
+        try:
+            for parameter, copy in copies:
+                parameter.data = copy
+            with self.without_hooks():
                 yield
-            finally:
-                offload._register_deepspeed_module(offload.module)
+        finally:
+            for parameter, part in parted:
+                parameter.data = part
 
     # What a checkpoint holds: the tensors of Optimizer.state
 
@@ -189,20 +222,6 @@ class ZeroOptimizer:
         if self.plain_adam:
             return self.adam.state[parameter][key]
         return fragments.safe_get_full_optimizer_state(parameter, key)
-
-
-def buckets(parameters: Iterable[Any], elements: int) -> Iterator[list[Any]]:
-    """Parameters that one collective gathers: at most `elements` together, a larger one alone."""
-    bucket: list[Any] = []
-    size = 0
-    for parameter in parameters:
-        if bucket and size + parameter.ds_numel > elements:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(parameter)
-        size += parameter.ds_numel
-    if bucket:
-        yield bucket
 
 
 def make_moments(engine: Any, stage: int) -> None:

@@ -147,17 +147,17 @@ def test_samples_are_the_trainers_after_every_sync(pair):
 def test_a_broken_sync_stops_the_run(pair, task, broken, monkeypatch):
     from peft.tuners.lora import Linear
 
-    from rlhfctl.rollout import server_sync
+    from rlhfctl.rollout import vllm_server
 
     policy, engine = pair
     engine.sync(policy, 0)
-    whole = server_sync.merged_weights
+    whole = vllm_server.merged_weights
     if broken == "layer":
         kept = lambda p: ((n, w) for n, w in whole(p) if ".layers.1." not in n)  # noqa: E731
-        monkeypatch.setattr(server_sync, "merged_weights", kept)
+        monkeypatch.setattr(vllm_server, "merged_weights", kept)
     elif broken == "stale":
         old = copy.deepcopy(policy)
-        monkeypatch.setattr(server_sync, "merged_weights", lambda _: whole(old))
+        monkeypatch.setattr(vllm_server, "merged_weights", lambda _: whole(old))
     else:
         policy = make_policy(task, lora=True)
         train(policy, 4)

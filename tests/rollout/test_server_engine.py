@@ -10,7 +10,7 @@ from rlhfctl.errors import Refused, RunFailed
 from rlhfctl.models.lora import add_lora
 from rlhfctl.recipe.rollout_server import RolloutServer
 from rlhfctl.recipe.sections import Lora
-from rlhfctl.rollout import server_sync
+from rlhfctl.rollout import vllm_server, weight_files
 from rlhfctl.rollout.types import EngineLost, Request, Sampling
 from rlhfctl.rollout.vllm_server import VllmServerEngine
 
@@ -181,13 +181,13 @@ def test_a_sync_that_takes_too_long_ends_in_bounded_time(make_engine, policy, se
 @pytest.mark.parametrize("broken", ["layer", "stale", "merge"])
 def test_a_broken_sync_stops_the_run_at_the_first_sync(make_engine, policy, monkeypatch, broken):
     engine = make_engine()
-    whole = server_sync.merged_weights
+    whole = vllm_server.merged_weights
     if broken == "layer":
         kept = lambda p: ((n, w) for n, w in whole(p) if ".layers.1." not in n)  # noqa: E731
-        monkeypatch.setattr(server_sync, "merged_weights", kept)
+        monkeypatch.setattr(vllm_server, "merged_weights", kept)
     elif broken == "stale":
         old = copy.deepcopy(policy)
-        monkeypatch.setattr(server_sync, "merged_weights", lambda _: whole(old))
+        monkeypatch.setattr(vllm_server, "merged_weights", lambda _: whole(old))
     else:
         from peft.tuners.lora import Linear
 
@@ -205,8 +205,8 @@ def test_a_broken_sync_stops_the_run_at_the_first_sync(make_engine, policy, monk
 
 def test_files_that_are_not_whole_are_not_loaded(make_engine, policy, servers, tmp_path, monkeypatch):
     engine = make_engine(urls=[servers[0].url], sync_dir=str(tmp_path))
-    write = server_sync.weight_files.write
-    monkeypatch.setattr(server_sync.weight_files, "write", lambda weights, at: write(weights, at, 4096) + 1)
+    write = weight_files.write
+    monkeypatch.setattr(weight_files, "write", lambda weights, at: write(weights, at, 4096) + 1)
     servers[0].sync_files = lambda directory, tensors: {
         "error": f"ValueError: 21 tensors, {tensors} were written"
     }
