@@ -15,6 +15,7 @@ from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere
 from rlhfctl.preflight.machine import processes, uses_bfloat16, world_size
 from rlhfctl.preflight.shards import WHOLE, Shards, shards_of
+from rlhfctl.recipe.deepspeed_section import DeepSpeed
 from rlhfctl.recipe.sections import ModelSource
 from rlhfctl.recipe.tasks import AnyRecipe, OreoRecipe, PpoRecipe, RmRecipe
 
@@ -25,12 +26,14 @@ MOMENTS, MASTER = 8, 4  # AdamW's two moments and, for bfloat16 weights, the flo
 # On a CPU, measured with benchmarks/memory.py: what the heap keeps of tensors that come and go, and oneDNN's kernels.
 HEAP, KERNELS = 0.4, 40 << 20
 RETURNED = 32 << 20  # glibc gives tensors of this size back to the system as soon as they are freed
+LIVE = 10**9  # DeepSpeed's stage3_max_live_parameters: gathered ones that stay between two passes
 CLOSE = 0.8  # an estimate above this share of what is free is worth a warning
 
 
 @dataclass(slots=True)
 class Estimate:
-    """Bytes per rank. activations and logits: of one pack; kv_cache: of a rollout batch with its logits;
+    """Bytes per rank. activations and logits: of one pack; zero_buffers: gradients on their way to the rank that keeps
+    them, and gathered parameters; kv_cache: of a rollout batch with its logits, and at ZeRO-3 the whole policy;
     merged: final/ with LoRA folded in; allocator: what the process holds of what was freed."""
 
     weights: int = 0
@@ -38,6 +41,7 @@ class Estimate:
     optimizer: int = 0
     activations: int = 0
     logits: int = 0
+    zero_buffers: int = 0
     kv_cache: int = 0
     reference: int = 0
     value_model: int = 0
@@ -121,15 +125,19 @@ def estimate(
     frozen = parameters * width - quantized_bytes(recipe, shape, width)
     found = Estimate(weights=frozen // shards.weights + (trained * 4 if lora is not None else 0))
     found.gradients = trained * own // shards.gradients
-    found.optimizer = trained * (MOMENTS + (MASTER if own == 2 else 0)) // shards.optimizer
+    zero = recipe.deepspeed.zero_stage if recipe.deepspeed is not None else 0
+    # DeepSpeed steps a float32 copy of its part even where the weights are float32.
+    copied = MOMENTS + (MASTER if own == 2 or zero else 0)
+    found.optimizer = trained * copied // shards.optimizer
 
     tokens, many = pack_tokens(recipe, world)
     found.activations = tokens * activation_bytes(shape, width, lora is not None, checkpointing, cpu)
     if not is_rm:
         found.logits = head_bytes(recipe, shape, tokens, width, lora is None)
-    step = trained * 4 if own == 2 else 0  # gradients of the masters
+    found.zero_buffers = zero_bytes(recipe, trained, parameters, width)
+    step = trained * 4 // shards.optimizer if own == 2 else 0  # gradients of the masters
     # Gradients of earlier packs stand beside this pack's activations; those of a lone pack grow as activations go.
-    before = found.gradients if many else 0
+    before = (found.gradients if many else 0) + found.zero_buffers
     update = max(before + found.activations + found.logits, found.gradients + step)
     if not many and lora is None:
         update = max(update, found.gradients + layer_bytes(shape, width, tokens))
@@ -137,14 +145,18 @@ def estimate(
     critic = 0
     if has_critic(recipe):
         size = shape.trunk + shape.hidden
-        critic = size * (width + MOMENTS + (MASTER if width == 2 else 0))
-        found.value_model = critic + size * width
+        copied = MOMENTS + (MASTER if width == 2 or zero else 0)
+        gradients = size * width // shards.gradients
+        critic = size * width // shards.weights + size * copied // shards.optimizer
+        found.value_model = critic + gradients
+        found.zero_buffers += zero_bytes(recipe, size, size, width)
         beside = found.activations if isinstance(recipe, OreoRecipe) else 0  # both graphs at a time
-        alone = tokens * activation_bytes(shape, width, False, checkpointing, cpu)
+        alone = tokens * activation_bytes(shape, width, False, checkpointing, cpu) + found.zero_buffers
+        master = size * 4 // shards.optimizer if width == 2 else 0
         update = max(
-            update + beside + (size * width if many else 0),
-            found.gradients + size * width + alone,
-            found.gradients + size * width + step + (size * 4 if width == 2 else 0),
+            update + beside + (gradients if many else 0),
+            found.gradients + gradients + alone,
+            found.gradients + gradients + step + master,
         )
     if has_reference(recipe):
         found.reference = shape.parameters * width
@@ -153,6 +165,8 @@ def estimate(
         found.reward_model += (other.trunk + other.hidden) * width if other is not None else 0
     if isinstance(recipe, PpoRecipe):
         found.kv_cache = rollout_bytes(recipe, shape, width, world, cpu)
+        if zero == 3 and recipe.rollout.engine == "hf":
+            found.kv_cache += parameters * width  # it samples from whole weights
     persistent = found.weights + found.optimizer + critic + found.reference + found.reward_model
     transient = max(update, found.kv_cache)
     large = returned_bytes(recipe, shape, tokens, width, lora is None) if transient == update else 0
@@ -161,6 +175,17 @@ def estimate(
         found.merged = parameters * width  # made from memory of its own: the heap's holes are too small
     found.peak = persistent + transient + found.allocator + (found.merged if cpu else 0)
     return found
+
+
+def zero_bytes(recipe: AnyRecipe, trained: int, parameters: int, width: int) -> int:
+    """Of one engine while it passes backward. ZeRO-2 and 3 hold a bucket of gradients until it is full, in float32 as
+    it travels; ZeRO-3 keeps gathered parameters from the forward to the backward pass, LIVE of them at most."""
+    spec = recipe.deepspeed
+    if spec is None or spec.zero_stage < 2:
+        return 0
+    return min(trained, spec.bucket_elements) * 4 + (
+        min(parameters, LIVE) * width if spec.zero_stage == 3 else 0
+    )
 
 
 def lora_parameters(recipe: AnyRecipe, shape: Shape) -> int:
@@ -299,7 +324,7 @@ def check(inputs: Inputs) -> Iterator[Finding]:
     needed = found.peak + RUNTIME
     if not free or needed <= CLOSE * free:
         return
-    ways = [(what, each.peak + RUNTIME) for what, each in changes(inputs.recipe, of)]
+    ways = [(what, each.peak + RUNTIME) for what, each in changes(inputs.recipe, of, world_size(inputs))]
     fits = next((f"{what}: about {size(total)}" for what, total in ways if total <= CLOSE * free), None)
     yield Finding(
         "X041",
@@ -316,7 +341,7 @@ def reward_models(inputs: Inputs) -> list[ModelSource]:
     return inputs.reward_models if isinstance(inputs.recipe, PpoRecipe) else []
 
 
-def changes(recipe: AnyRecipe, of: Any) -> Iterator[tuple[str, Estimate]]:
+def changes(recipe: AnyRecipe, of: Any, world: int = 1) -> Iterator[tuple[str, Estimate]]:
     """Single changes from the smallest on: what costs no accuracy, then what costs time, then what changes training."""
 
     def tried(section: str, **keys: Any) -> AnyRecipe:
@@ -335,6 +360,10 @@ def changes(recipe: AnyRecipe, of: Any) -> Iterator[tuple[str, Estimate]]:
         options.append((f"rollout.max_batch_tokens={budget}", tried("rollout", max_batch_tokens=budget)))
     if not recipe.policy.gradient_checkpointing:
         options.append(("policy.gradient_checkpointing=true", tried("policy", gradient_checkpointing=True)))
+    stage = recipe.deepspeed.zero_stage if recipe.deepspeed is not None else 0
+    for higher in range(stage + 1, 4) if world > 1 and recipe.policy.quantization == "none" else ():
+        spec = (recipe.deepspeed or DeepSpeed()).model_copy(update={"zero_stage": higher})
+        options.append((f"deepspeed.zero_stage={higher}", recipe.model_copy(update={"deepspeed": spec})))
     if recipe.policy.dtype != "bfloat16":
         options.append(("policy.dtype=bfloat16", tried("policy", dtype="bfloat16")))
     if recipe.policy.lora is None and recipe.policy.path is not None:

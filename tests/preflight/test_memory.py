@@ -19,6 +19,7 @@ from rlhfctl.models.packing import pack
 from rlhfctl.preflight import memory
 from rlhfctl.preflight.inputs import Inputs
 from rlhfctl.preflight.memory import Shards, estimate, layer_elements, lora_parameters, shape_of
+from rlhfctl.preflight.shards import shards_of
 from rlhfctl.recipe.sections import Policy
 from rlhfctl.recipe.tasks import TASKS
 
@@ -146,6 +147,36 @@ def test_shards_divide_what_they_name() -> None:
     )
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_what_each_stage_of_zero_holds(stage: int) -> None:
+    """P parameters on 4 ranks in float32; a bucket of 1,000 gradients."""
+    spec = {"zero_stage": stage} | ({"bucket_elements": 1000} if stage else {})
+    sharded = recipe(deepspeed=spec)
+    found = estimate(sharded, config(), False, world=4, shards=shards_of(sharded, 4))
+    shape = shape_of(config())
+    assert found is not None
+    assert shape is not None
+    p = shape.parameters
+    assert found.weights == (p if stage == 3 else 4 * p)
+    assert found.gradients == (p if stage >= 2 else 4 * p)
+    assert found.optimizer == (8 * p if stage == 0 else 3 * p)
+    assert found.zero_buffers == (4000 if stage >= 2 else 0) + (4 * p if stage == 3 else 0)
+
+
+def test_rollouts_of_the_trainers_own_module_want_the_whole_policy() -> None:
+    cached = {}
+    for engine in ("hf", "vllm"):
+        for stage in (2, 3):
+            sharded = recipe("ppo", deepspeed={"zero_stage": stage}, rollout={"engine": engine})
+            found = estimate(sharded, config(), False, world=4, shards=shards_of(sharded, 4))
+            assert found is not None
+            cached[engine, stage] = found.kv_cache
+    shape = shape_of(config())
+    assert shape is not None
+    assert cached["hf", 3] - cached["hf", 2] == 4 * shape.parameters
+    assert cached["vllm", 3] == cached["vllm", 2]
+
+
 def test_an_architecture_that_it_does_not_know() -> None:
     assert estimate(recipe(), {"model_type": "gpt2", "n_embd": 4}, False) is None
 
@@ -160,13 +191,13 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
 
     def run(free: int, **sections: Any) -> dict[str, Any]:
         monkeypatch.setattr(Inputs, "machine", SimpleNamespace(memory=free, usable_gpus=()))
-        inputs = Inputs(recipe(policy={"path": str(tmp_path)}, **sections), None, True)
+        inputs = Inputs(recipe(**{"policy": {"path": str(tmp_path)}, **sections}), None, True)
         return {finding.id: finding for finding in memory.check(inputs)}
 
     return run
 
 
-def test_it_says_what_it_needs_and_the_smallest_change_that_fits(check: Check) -> None:
+def test_it_says_what_it_needs_and_the_smallest_change_that_fits(check: Check, tmp_path: Path) -> None:
     roomy = check(64 * GIB)
     assert set(roomy) == {"X040"}
     needed = roomy["X040"].evidence["peak"]
@@ -178,6 +209,12 @@ def test_it_says_what_it_needs_and_the_smallest_change_that_fits(check: Check) -
     needed = check(64 * GIB, train=alone)["X040"].evidence["peak"]
     tighter = check(int((needed + memory.RUNTIME) / memory.CLOSE) - 1000, train=alone)["X041"]
     assert tighter.fix.startswith("policy.gradient_checkpointing=true: about ")
+    alone |= {"batch_size": 2}
+    checkpointed = {"train": alone, "policy": {"path": str(tmp_path), "gradient_checkpointing": True}}
+    two = {**checkpointed, "launch": {"nproc_per_node": 2}}
+    needed = check(64 * GIB, **two)["X040"].evidence["peak"]
+    shared = check(int((needed + memory.RUNTIME) / memory.CLOSE) * 2 - 4000, **two)["X041"]
+    assert shared.fix.startswith("deepspeed.zero_stage=1: about ")
     assert check(GIB // 2)["X041"].fix.startswith("no single change makes it fit")
 
 
