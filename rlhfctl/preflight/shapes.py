@@ -41,10 +41,10 @@ def batch_findings(inputs: Inputs) -> list[Finding]:
         return [
             Finding(
                 "S002",
-                "warning",
+                "error",
                 f"{name} is {unit}, which {world} ranks cannot share evenly",
                 "the result is the same; some ranks wait for the others",
-                f"use a multiple of {world}",
+                f"use a multiple of {world}, other processes, or template.allow=[S002] where waiting is meant",
                 evidence={"unit": unit, "world": world},
             )
         ]

@@ -304,7 +304,8 @@ def test_a_row_longer_than_the_context(chains: Path, tmp_path: Path) -> None:
 def test_a_batch_that_ranks_cannot_share(chains: Path) -> None:
     launch = {"launcher": "torchrun", "nproc_per_node": 3}
     found = problems(preflight(sft(chains, launch=launch)))
-    assert found["S002"].severity == "warning"
+    assert (found["S002"].severity, found["S002"].exit_code) == ("error", 5)
+    assert preflight(sft(chains, launch=launch, template={"allow": ["S002"]})).exit_code == 0
     launch["nproc_per_node"] = 9
     found = problems(preflight(sft(chains, launch=launch)))
     assert found["S001"].exit_code == 5
