@@ -53,7 +53,9 @@ BUILT = bool(list(EXTENSIONS.glob("**/cpu_adam.so")))  # minutes to compile: tes
 
 
 def section(stage):
-    return {"deepspeed": f"{{zero_stage: {stage}{', persist_below: 0' * (stage == 3)}}}"}
+    return {
+        "deepspeed": f"{{zero_stage: {stage}{', persist_below: 0, bucket_elements: 20000' * (stage == 3)}}}"
+    }
 
 
 def runs_of(world):
