@@ -84,11 +84,11 @@ def of_sides(
     from rlhfctl.templates.sides import load_side
 
     path, template, tokens = left
-    policy = load_side(path, template, tokens=token_names("--policy-tokens", tokens), local=True)
+    policy = load_side(path, template, tokens=token_names("--policy-tokens", tokens))
     path, template, tokens = right[0] or "", right[1], right[2]
     if not path and (template or tokens):
         raise UsageError("--rm-template and --rm-tokens are about a REWARD_MODEL, and there is none")
-    rm = load_side(path, template, tokens=token_names("--rm-tokens", tokens), local=True) if path else None
+    rm = load_side(path, template, tokens=token_names("--rm-tokens", tokens)) if path else None
     return [inspect(policy, rm, Options(**options, **rows(data), messages=conversation(messages)))]
 
 

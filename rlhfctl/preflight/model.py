@@ -66,9 +66,7 @@ def check_place(key: str, path: str) -> list[Finding]:
     reason, fix = "HF_HUB_OFFLINE is set", f"set {key} to a local directory, or unset HF_HUB_OFFLINE"
     if not offline():
         try:
-            resolve_directory(
-                path, local=False
-            )  # configuration, tokenizer and template: what the checks read
+            resolve_directory(path)  # configuration, tokenizer and template: what the checks read
             return []
         except RlhfctlError as unreachable:
             reason, fix = hub_failure(unreachable.__cause__ or unreachable, path)

@@ -42,8 +42,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def resolve_directory(path: str, local: bool) -> Path:
-    """The directory of a model: itself, or the cached snapshot of a hub id (downloaded first unless local)."""
+def resolve_directory(path: str) -> Path:
+    """The directory of a model: itself, or the snapshot of a hub id, whose small files are downloaded, no weights."""
     place = Path(path)
     if place.is_dir():
         return place
@@ -56,18 +56,8 @@ def resolve_directory(path: str, local: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                path, allow_patterns=TOKENIZER_FILES, ignore_patterns=NOT_WANTED, local_files_only=local
-            )
-        )
+        return Path(snapshot_download(path, allow_patterns=TOKENIZER_FILES, ignore_patterns=NOT_WANTED))
     except Exception as error:  # offline, unknown name, gated: the library has many classes for it
-        if local:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            where = "the local Hugging Face cache"
-            raise UsageError(
-                f"{path} is no directory here and could not be read from {where}: {reason}"
-            ) from error
         cause, fix = hub_failure(error, path)
         raise UsageError(
             f"{path} is no directory here and did not come from the hub: {cause}; {fix}"

@@ -108,9 +108,8 @@ def load_side(
     chat_template: str | Path | None = None,
     template_kwargs: dict[str, Any] | None = None,
     tokens: dict[str, Any] | None = None,
-    local: bool = False,
 ) -> Side:
-    """Read a side from a directory, a hub id (local: only from the cache) or a .jinja file.
+    """Read a side from a directory, a hub id or a .jinja file.
 
     chat_template: a .jinja file that replaces the directory's own. tokens: for a bare template, {"bos", "eos", "pad",
     "eot", "adds_bos"}, a key left out is unknown; for a directory they replace what it declares.
@@ -125,7 +124,7 @@ def load_side(
 
         side = read_gguf(place)
     else:
-        side = _read_directory(resolve_directory(str(path), local), str(path))
+        side = _read_directory(resolve_directory(str(path)), str(path))
     if chat_template is not None:
         side.template = read_text(Path(chat_template))
         side.source, side.problem = str(chat_template), ""

@@ -1,5 +1,6 @@
 """What goes wrong outside of rlhfctl, met for real where that can be done here: one sentence, with what to do."""
 
+import hashlib
 import json
 import os
 import signal
@@ -41,6 +42,63 @@ def hub() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def small_hub(chains: Path) -> Iterator[tuple[str, list[str]]]:
+    """A hub with one model, and what was asked of it."""
+    commit, asked = "0" * 40, []
+    files = {path.name: path.read_bytes() for path in (chains / "model").iterdir()}
+    files["model.safetensors"] = b"weights"
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.rpartition("/")[2]
+            asked.append(name)
+            body = files.get(name)
+            if "/tree/" in self.path:
+                tree = [
+                    {"type": "file", "path": each, "size": len(files[each]), "oid": each} for each in files
+                ]
+                body = json.dumps(tree).encode()
+            elif self.path.startswith("/api/models/some/model"):
+                siblings = [{"rfilename": each} for each in files]
+                body = json.dumps({"id": "some/model", "sha": commit, "siblings": siblings}).encode()
+            self.send_response(404 if body is None else 200)
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("ETag", f'"{hashlib.sha1(body or b"").hexdigest()}"')
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body or b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def test_a_template_is_looked_at_without_its_weights(
+    small_hub: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    endpoint, asked = small_hub
+    env = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf")}
+    argv = [sys.executable, "-m", "rlhfctl", "inspect-template", "some/model", "--json"]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    told = json.loads(done.stdout)
+    assert "policy" in told, (told, asked)
+    assert told["policy"]["name"] == "some/model"
+    assert "tokenizer_config.json" in asked
+    assert "model.safetensors" not in asked
+    again = subprocess.run(
+        argv, env={**env, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert json.loads(again.stdout)["policy"] == told["policy"]
 
 
 def dry_run(endpoint: str, model: str, tmp_path: Path) -> dict[str, Any]:
