@@ -9,7 +9,6 @@ from rlhfctl.cli.console import Console
 from rlhfctl.cli.exit_codes import DONE
 from rlhfctl.cli.options import JsonOption, QuietOption, VerboseOption
 from rlhfctl.errors import Unable, UsageError
-from rlhfctl.install import install_line
 
 Text = str | None
 
@@ -70,6 +69,8 @@ def evaluate(
         from rlhfctl.evaluation import results, run, table
         from rlhfctl.evaluation.settings import Settings
     except ModuleNotFoundError as error:
+        from rlhfctl.install import install_line
+
         raise Unable(f"rlhfctl eval needs {error.name}: {install_line('train')}") from None
     settings = Settings(
         source, data, verifier, search, n, value_model, reward_model, alpha, delimiter or [],

@@ -9,7 +9,6 @@ from rlhfctl.cli.console import Console
 from rlhfctl.cli.exit_codes import DONE
 from rlhfctl.cli.options import JsonOption, QuietOption, VerboseOption
 from rlhfctl.errors import Unable, UsageError
-from rlhfctl.install import install_line
 
 MATCHES: dict[str, Literal["exact", "normalised", "fuzzy"]] = {
     "exact": "exact",
@@ -64,6 +63,8 @@ def serve_rm(
     try:
         from rlhfctl.serving import matching, scorers, server
     except ModuleNotFoundError as error:
+        from rlhfctl.install import install_line
+
         raise Unable(f"rlhfctl serve-rm needs {error.name}: {install_line('serve')}") from None
     if key is None and not server.is_loopback(host):
         raise UsageError(f"--host {host} is open to others: give a key with --api-key-env NAME")
@@ -74,6 +75,8 @@ def serve_rm(
         try:
             served = scorers.open_served(source, engine)
         except ModuleNotFoundError as error:
+            from rlhfctl.install import install_line
+
             raise Unable(f"{source} needs {error.name}: {install_line('serve')}") from None
         address = f"http://{f'[{host}]' if ':' in host else host}:{opened.getsockname()[1]}"
 
