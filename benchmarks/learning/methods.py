@@ -56,7 +56,8 @@ def process(weight: float, step_reward: str, *more: str) -> Method:
 
 # A line's reward is there at once: less of what comes later, and less of its noise.
 LOCAL = ["algorithm.gae_lambda=0.5"]
-NEAR = ["algorithm.gae_lambda=0.8"]
+# The same by a discount: a token answers for about the next line, and a value that is flat along a response is right.
+NEAR = ["algorithm.gamma=0.9"]
 
 DENSE: dict[str, Method] = {
     "terminal": Method(),

@@ -1,6 +1,7 @@
 """Signs that a policy games its reward, read from means over the last few steps.
 
-The reward of training rises, and at the same time one of these:
+The reward of training rises (`reward/raw`; with rewards of steps or tokens `reward/earned`), and at the same time one
+of these:
 
     verifier    a held-out measure falls: what verifiers call correct, a source of weight 0, accuracy on data.eval
     format      the verifier's answers became readable, and no more of them are right
@@ -28,6 +29,7 @@ from rlhfctl.recipe.guard import Guard
 STANDARD_ERRORS = 4.0
 CUT_MORE = 0.5  # of all responses, since the start
 REWARD, READABLE, CORRECT = "reward/raw", "reward/parsable", "reward/correct"
+EARNED = "reward/earned"  # with the rewards of steps or tokens
 LENGTH, CUT, KL, ENTROPY = "length/response", "length/truncated_fraction", "kl/reference", "entropy"
 
 
@@ -90,9 +92,10 @@ class Best:
 
 @dataclass(slots=True)
 class Drift:
-    """One per run; every rank holds the same."""
+    """One per run; every rank holds the same. reward: the number that training raises."""
 
     guard: Guard
+    reward: str = REWARD
     recent: list[dict[str, Stat]] = field(default_factory=list)
     first: dict[str, Stat] = field(default_factory=dict)
     first_step: int = 0
@@ -115,7 +118,7 @@ class Drift:
 
     def evaluated(self, step: int, name: str, stat: Stat) -> list[Sign]:
         """A held-out measure of its own samples, as an evaluation gives it."""
-        reward = self._now(REWARD)
+        reward = self._now(self.reward)
         return self._held_out(step, name, stat, reward)
 
     def look(self, step: int, found: dict[str, Stat], held_out: Iterable[str]) -> list[Sign]:
@@ -123,9 +126,9 @@ class Drift:
         if not self.first:
             self.first, self.first_step = found, step
             for best in self.best.values():
-                best.reward = found[REWARD]
+                best.reward = found[self.reward]
         self.recent = [*self.recent, found][-self.guard.window :]
-        reward = self._now(REWARD)
+        reward = self._now(self.reward)
         assert reward is not None
         signs = [
             sign
@@ -133,7 +136,7 @@ class Drift:
             if (now := self._now(name)) is not None
             for sign in self._held_out(step, name, now, reward)
         ]
-        for kind, names in self._drifted(rose(self.first[REWARD], reward, self.guard.change)).items():
+        for kind, names in self._drifted(rose(self.first[self.reward], reward, self.guard.change)).items():
             if not names:
                 self.quiet[kind] = step
                 continue
@@ -151,7 +154,7 @@ class Drift:
         change = self.guard.change
         if not fell(best.stat, now, change) or not rose(best.reward, reward, change):
             return []
-        numbers = f"{_arrow(REWARD, best.reward, reward)} while {_arrow(name, best.stat, now)}"
+        numbers = f"{_arrow(self.reward, best.reward, reward)} while {_arrow(name, best.stat, now)}"
         return [Sign("verifier", f"{numbers} since step {best.step}", best.step)]
 
     def _drifted(self, rising: bool) -> dict[str, list[str]]:
@@ -164,16 +167,16 @@ class Drift:
                 correct.error, start[CORRECT].error
             )
             if rose(start[READABLE], readable, guard.change) and not more_right:
-                found["format"] = [REWARD, READABLE, CORRECT]
+                found["format"] = [self.reward, READABLE, CORRECT]
         length, cut, kl, entropy = (self._now(name) for name in (LENGTH, CUT, KL, ENTROPY))
         if rising and length and start[LENGTH].mean:
             ratio = length.mean / start[LENGTH].mean
             if not 1 / guard.length_ratio < ratio < guard.length_ratio:
-                found["length"] = [REWARD, LENGTH]
+                found["length"] = [self.reward, LENGTH]
         if rising and cut and cut.mean - start[CUT].mean >= CUT_MORE:
-            found["length"] = [REWARD, LENGTH, CUT]
+            found["length"] = [self.reward, LENGTH, CUT]
         if rising and kl and kl.mean > guard.kl_nats:
-            found["kl"] = [REWARD, KL]
+            found["kl"] = [self.reward, KL]
         if entropy and entropy.mean < guard.entropy_ratio * start[ENTROPY].mean:
             found["entropy"] = [ENTROPY]
         return found

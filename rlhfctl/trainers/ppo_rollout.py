@@ -150,6 +150,10 @@ def usable(
         )
     metrics = shaped.metrics | means(everyone) | _spread(everyone, [source.name for source in sources])
     metrics["reward/failures"] = float(failures)
+    if recipe.reward.granularity != "sequence":
+        metrics["reward/earned"] = statistics.fmean(
+            each.earned for each in everyone if each.reward is not None
+        )
     return Batch(kept, metrics, failures)
 
 

@@ -35,6 +35,12 @@ class Trajectory:
     observed: list[bool] | None = None
 
     @property
+    def earned(self) -> float:
+        """The raw score and, with reward.granularity, the rewards of the response's steps or tokens."""
+        assert self.reward is not None
+        return self.reward + (float(self.token_rewards.sum()) if self.token_rewards is not None else 0.0)
+
+    @property
     def ids(self) -> list[int]:
         return self.prompt_ids + self.response_ids
 

@@ -15,6 +15,7 @@ from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.drift import (
     CORRECT,
     CUT,
+    EARNED,
     ENTROPY,
     KL,
     LENGTH,
@@ -55,7 +56,8 @@ class Watch:
         self.limit = recipe.algorithm.kl_limit
         self.held_out = held_out
         self.unweighted = [source.name for source in sources if source.weight == 0]
-        self.drift = Drift(recipe.guard)
+        self.earned = EARNED if recipe.reward.granularity != "sequence" else REWARD
+        self.drift = Drift(recipe.guard, self.earned)
         self.silent_steps = 0
         self.warned: list[str] = []
 
@@ -72,7 +74,7 @@ class Watch:
         """After step `step` (1-based) was logged."""
         self._signal(step, metrics, experience)
         self._far(step, metrics)
-        found, held_out = series(experience.trajectories, metrics, self.unweighted)
+        found, held_out = series(experience.trajectories, metrics, self.unweighted, self.earned)
         signs = self.drift.look(step, found, held_out) + self.evaluated(step, metrics)
         for sign in signs:
             self._act(step, sign)
@@ -138,13 +140,17 @@ class Watch:
 
 
 def series(
-    trajectories: Sequence[Trajectory], metrics: dict[str, float], unweighted: Sequence[str]
+    trajectories: Sequence[Trajectory], metrics: dict[str, float], unweighted: Sequence[str], earned: str
 ) -> tuple[dict[str, Stat], list[str]]:
-    """What drift looks at, by the names of the metrics; and which of these are held-out measures."""
+    """What drift looks at, by the names of the metrics; and which of these are held-out measures.
+
+    earned: what the reward is called, reward/raw or, with the rewards of steps or tokens in it, reward/earned.
+    """
     values: dict[str, list[float]] = {}
     for trajectory in trajectories:
         if trajectory.reward is not None:
-            values.setdefault(REWARD, []).append(trajectory.reward)
+            value = trajectory.earned if earned == EARNED else trajectory.reward
+            values.setdefault(earned, []).append(value)
         for name in {"correct", "parsable", *unweighted} & set(trajectory.reward_metrics):
             values.setdefault(f"reward/{name}", []).append(trajectory.reward_metrics[name])
     found = {name: of_values(values[name]) for name in sorted(values)}

@@ -10,9 +10,10 @@ from rlhfctl.trainers.trajectory import Trajectory
 from rlhfctl.trainers.watch import STEPS_WITHOUT_SIGNAL, Watch
 
 
-def watch(tmp_path, limit=None, held_out=0, **guard):
+def watch(tmp_path, limit=None, held_out=0, granularity="sequence", **guard):
     said = []
-    recipe = SimpleNamespace(algorithm=SimpleNamespace(kl_limit=limit), guard=Guard(**guard))
+    reward = SimpleNamespace(granularity=granularity)
+    recipe = SimpleNamespace(algorithm=SimpleNamespace(kl_limit=limit), guard=Guard(**guard), reward=reward)
     ctx = SimpleNamespace(say=said.append, run=RunDir(tmp_path))
     sources = [SimpleNamespace(name="judge", weight=0.0), SimpleNamespace(name="model", weight=1.0)]
     return Watch(ctx, recipe, sources, held_out), said
@@ -109,6 +110,30 @@ def test_a_held_out_source_that_falls_stops_the_run_with_numbers_and_the_last_go
         "the policy games its reward: reward/raw 1 -> 1.5 while reward/judge 0.5 -> 0.3 since step 3" in said
     )
     assert f"the last good checkpoint is {tmp_path / 'run/checkpoints/step_000002'}" in said
+
+
+def gamed_by_steps(step):
+    """The same climb in the rewards of steps; the score itself falls with the judge."""
+    found = gamed(step)
+    for trajectory in found.trajectories:
+        judged = trajectory.reward_metrics["judge"]
+        trajectory.token_rewards = torch.tensor([trajectory.reward - judged, 0.0, 0.0, 0.0])
+        trajectory.reward = judged
+    return found
+
+
+def test_rewards_of_steps_are_part_of_what_rises(tmp_path):
+    numbers = {"reward/std": 1.0, "reward/mean": 0.0}
+    alone, _ = watch(tmp_path / "alone")
+    for step in range(1, 6):
+        alone.check(step, numbers, gamed_by_steps(step))  # reward/raw only falls
+    guard, _ = watch(tmp_path / "run", granularity="step")
+    for step in range(1, 5):
+        guard.check(step, numbers, gamed_by_steps(step))
+    with pytest.raises(
+        RunFailed, match=r"reward/earned 1 -> 1\.5 while reward/judge 0\.5 -> 0\.3 since step 3"
+    ):
+        guard.check(5, numbers, gamed_by_steps(5))
 
 
 @pytest.mark.parametrize(("action", "lines"), [("warn", 1), ("off", 0)])
