@@ -121,6 +121,8 @@ def main() -> None:
                 continue
             curves.append(learn(home, method, seed, options))
             print(f"seed {seed}: {method}: {curves[-1].accuracy[-1]:.3f}", file=sys.stderr, flush=True)
+    if not curves:
+        parser.error(f"no run of {', '.join(methods)} is done in {options.out}")
     text = table(curves, marks(curves), GOAL)
     suffix = f"-{options.tag}" if options.tag else ""
     (options.out / f"curves{suffix}.json").write_text(to_json(curves))

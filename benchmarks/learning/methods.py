@@ -19,7 +19,12 @@ class Method:
 
 
 WITHOUT_VALUES = ["value_model=null", "algorithm.value_coef=1.0"]
-WARM = ["warmup=null", "policy.from_config=null", "policy.tokenizer=null"]
+WARM = [  # from the sft run of the same task seed, on its questions
+    "warmup=null",
+    "policy.from_config=null",
+    "policy.tokenizer=null",
+    "data.train=[{path: {home}/data/sft.jsonl, format: prompt_response}]",
+]
 SUPERVISED = [*WARM, "algorithm.minibatches=1", "algorithm.kl_coef=0.05"]
 
 METHODS: dict[str, Method] = {
@@ -54,24 +59,17 @@ def process(weight: float, step_reward: str, *more: str) -> Method:
     )
 
 
-# A line's reward is there at once: less of what comes later, and less of its noise.
-LOCAL = ["algorithm.gae_lambda=0.5"]
-# The same by a discount: a token answers for about the next line, and a value that is flat along a response is right.
+# A line is rewarded at once, so a token may answer for what is near: about half of a reward one line later counts.
+# Values that are flat along a response, as a new head's are, are nearly right then.
 NEAR = ["algorithm.gamma=0.9"]
 
 DENSE: dict[str, Method] = {
-    "terminal": Method(),
-    "terminal-local": Method(LOCAL),
-    "terminal-near": Method(NEAR),
-    "lines-0.1": lines(0.1),
+    "ppo-gamma-0.9": Method(NEAR),
     "lines-0.2": lines(0.2),
     "lines-0.4": lines(0.4),
-    "lines-0.4-local": lines(0.4, *LOCAL),
-    "lines-0.4-near": lines(0.4, *NEAR),
-    "lines-1.0": lines(1.0),
-    "lines-1.0-local": lines(1.0, *LOCAL),
-    "prm-difference-0.3": process(0.3, "difference"),
-    "prm-min-0.3": process(0.3, "min"),
+    "lines-0.4-lambda-0.5": lines(0.4, "algorithm.gae_lambda=0.5"),
+    "lines-0.4-gamma-0.9": lines(0.4, *NEAR),
+    "prm-difference-0.3": process(0.3, "difference", *NEAR),
     "prm-difference-1.0": process(1.0, "difference"),
     "redistribution-0.1": Method(
         [f"reward.sources=[{DIGIT}}}, {RM}0.1}}]", "reward.shaping.redistribution=difference"],
