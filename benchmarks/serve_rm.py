@@ -9,7 +9,7 @@ scores one sample a request (serve_rm_peer.py), N clients with a connection for 
 serve_rm/kills: rows scored by a `kind: remote` source on two servers, with 5 % of the connections cut and with one
 server killed again and again; lost counts rows without a score, wrong those with another's. cpu_ms: of the service, a
 request. Without --model a small one of the quickstart's size is made here, or one of --hidden and --layers; --tokens
-lengthens the responses to about so many tokens.
+lengthens the responses to about so many tokens; --engine and --dtype are the service's; --rows 0: no failures.
 """
 
 import argparse
@@ -75,10 +75,12 @@ def row(n: int, tokens: int = 0) -> dict[str, Any]:
 class Service:
     """A `rlhfctl serve-rm` process, or another `command`'s; `again` is one more on the same port."""
 
-    def __init__(self, source: Path, port: int = 0, command: list[str] | None = None) -> None:
-        ours = ["-m", "rlhfctl", "serve-rm", str(source), "--port", str(port), "-q"]
+    def __init__(
+        self, source: Path, port: int = 0, command: list[str] | None = None, options: tuple[str, ...] = ()
+    ) -> None:
+        ours = ["-m", "rlhfctl", "serve-rm", str(source), "--port", str(port), "-q", *options]
         command = [sys.executable, *(command or ours)]
-        self.source = source
+        self.source, self.options = source, options
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()
@@ -94,7 +96,7 @@ class Service:
         self.process.wait()
 
     def again(self) -> "Service":
-        return Service(self.source, self.port)
+        return Service(self.source, self.port, options=self.options)
 
 
 async def client(
@@ -223,22 +225,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=0)
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--engine", default="plain")
+    parser.add_argument("--dtype", default="auto")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as directory:
         model = options.model or Path(directory) / "rm"
         if options.model is None:
             make_reward_model(model, options.hidden, options.layers)
-        services = [Service(model), Service(model)]
+        given = ("--engine", options.engine, "--dtype", options.dtype)
+        services = [Service(model, options=given) for _ in range(2 if options.rows else 1)]
         peer = Service(model, command=["-m", "benchmarks.serve_rm_peer", str(model)])
         try:
-            bench(services, peer, options.requests, options.rows, options.tokens)
+            close = 0.03 if options.dtype == "bfloat16" else 1e-4  # between two batches of the same sample
+            bench(services, peer, options.requests, options.rows, options.tokens, close)
         finally:
             for service in (*services, peer):
                 service.process.terminate()
                 service.process.wait()
 
 
-def bench(services: list[Service], peer: Service, requests: int, count: int, tokens: int) -> None:
+def bench(
+    services: list[Service], peer: Service, requests: int, count: int, tokens: int, close: float
+) -> None:
     first = services[0]
     measure(first, 4, 100, tokens)  # warm
     measure(peer, 4, 100, tokens)
@@ -250,12 +258,14 @@ def bench(services: list[Service], peer: Service, requests: int, count: int, tok
     for name, result in results:
         scores = result.pop("scores")
         result["wrong"] = sum(
-            abs(score - wanted.setdefault(id, score)) > 1e-4 for id, score in scores.items()
+            abs(score - wanted.setdefault(id, score)) > close for id, score in scores.items()
         )
         result["speedup"] = round(result["requests_per_s"] / alone["requests_per_s"], 2)
         result["less_cpu"] = round(alone["cpu_ms"] / max(result["cpu_ms"], 0.01), 2)
         print(json.dumps({"name": f"serve_rm/{name}", **result}), flush=True)
 
+    if not count:
+        return
     rows = [row(n, tokens) for n in range(min(count, len(wanted)))]
     cutting = [Cutting(service.port, FAULTS, seed) for seed, service in enumerate(services)]
     result = score_all([each.url for each in cutting], rows, wanted)

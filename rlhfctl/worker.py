@@ -51,9 +51,6 @@ CUDA_TROUBLE = {
     "Found no NVIDIA driver": "no NVIDIA driver is loaded: install it, or in a container start it with --gpus all",
 }
 
-# mallopt parameters (malloc.h): large tensors come from the heap and stay there, which saves the page faults of
-# mapping and unmapping them at every step.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 GRACE = 60.0  # seconds past launch.timeout before a collective gives up by itself
 PR_SET_PDEATHSIG = 1  # prctl: the kernel sends a signal when the parent dies
 
@@ -187,6 +184,8 @@ def left_by_a_restart(directory: RunDir, inline: bool) -> bool:
 
 def set_up_device(recipe: "AnyRecipe") -> "torch.device":
     """The GPU of this local rank, else the CPU with the thread count of the environment."""
+    from rlhfctl.models.heap import keep_large_blocks
+
     keep_large_blocks()
     import torch
 
@@ -198,14 +197,6 @@ def set_up_device(recipe: "AnyRecipe") -> "torch.device":
     # transformers imports deepspeed where it is installed, and that warns where it must guess.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return torch.device("cpu")
-
-
-def keep_large_blocks() -> None:
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc; musl has none
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TOP_PAD, 64 << 20)
 
 
 def join(recipe: "AnyRecipe", device: "torch.device") -> None:

@@ -17,6 +17,7 @@ VALUES = {
     "--completion": ("bash", "zsh", "fish"),
     "--search": ("greedy", "sample", "best-of-n", "beam"),
     "--engine": ("hf", "vllm"),
+    "--dtype": ("auto", "float32", "bfloat16"),
     "--match": ("exact", "normalised", "fuzzy"),
 }
 TRAINING = ("sft", "rm", "ppo", "reft", "oreo")

@@ -27,6 +27,9 @@ def serve_rm(
     ] = None,
     max_batch: Annotated[int, typer.Option(metavar="N", help="Most samples scored together.", min=1)] = 256,
     engine: Annotated[str, typer.Option(metavar="NAME", help="What runs a model: plain or vllm.")] = "plain",
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", help="Of a model: auto, float32 or bfloat16.")
+    ] = "auto",
     data: Annotated[
         str | None, typer.Option(metavar="FILE", help="Rows that /get_reward finds by their prompt.")
     ] = None,
@@ -58,6 +61,8 @@ def serve_rm(
         raise UsageError(f"--match {match}: give {', '.join(MATCHES)}, and the rows with --data FILE")
     if engine not in ("plain", "vllm"):
         raise UsageError(f"--engine {engine}: give plain or vllm")
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise UsageError(f"--dtype {dtype}: give auto, float32 or bfloat16")
     key = api_key(api_key_env)
     prepare_environment()
     try:
@@ -73,7 +78,7 @@ def serve_rm(
     with opened:
         rows = matching.Rows(data, MATCHES[match or "exact"]) if data is not None else None
         try:
-            served = scorers.open_served(source, engine)
+            served = scorers.open_served(source, engine, dtype)
         except ModuleNotFoundError as error:
             from rlhfctl.install import install_line
 

@@ -44,13 +44,17 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b.t()
 
 
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        rows = x.reshape(-1, x.shape[-1])
-        out = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-        return out.view(*x.shape[:-1], weight.shape[0])
+        return _pointwise(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -68,6 +72,8 @@ class OnednnLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
             return super().forward(x)
+        if not torch.is_grad_enabled():  # a small product costs less than autograd's function around it
+            return _pointwise(x, self.weight, self.bias)
         return _Linear.apply(x, self.weight, self.bias)
 
 

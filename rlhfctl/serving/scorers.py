@@ -32,14 +32,16 @@ class Served:
     markers: tuple[str, ...] = ()
 
 
-def open_served(source: str, engine: str = "plain") -> Served:
-    """A directory is a model, a .py file (or FILE.py:FUNCTION) rules. engine: what runs a model, plain or vllm.
+def open_served(source: str, engine: str = "plain", dtype: str = "auto") -> Served:
+    """A directory is a model, a .py file (or FILE.py:FUNCTION) rules. engine: what runs a model, plain or vllm; dtype:
+    of its weights (auto: bfloat16 on a GPU, float32 on the CPU).
 
     Raises UsageError, TemplateMismatch, Refused, Unable."""
     if Path(source).is_dir():
-        return open_model(source, engine)
-    if engine != "plain":
-        raise UsageError(f"--engine {engine} runs reward models, and {source} is no model directory")
+        return open_model(source, engine, dtype)
+    for option, given, default in (("--engine", engine, "plain"), ("--dtype", dtype, "auto")):
+        if given != default:
+            raise UsageError(f"{option} {given} is for reward models, and {source} is no model directory")
     path, _, function = source.partition(".py")
     path, function = f"{path}.py", function.removeprefix(":")
     if Path(path).is_file() and source in (path, f"{path}:{function}"):
@@ -47,13 +49,15 @@ def open_served(source: str, engine: str = "plain") -> Served:
     raise UsageError(f"{source} is neither a model directory nor a python file with a reward function")
 
 
-def open_model(path: str, engine: str = "plain") -> Served:
+def open_model(path: str, engine: str = "plain", dtype: str = "auto") -> Served:
     from transformers.utils import logging
 
+    from rlhfctl.models.heap import keep_large_blocks
     from rlhfctl.rewards.model import ModelReward
 
     logging.disable_progress_bar()
-    source = ModelReward(ModelSource(kind="model", path=path))
+    keep_large_blocks()
+    source = ModelReward(ModelSource.model_validate({"kind": "model", "path": path, "dtype": dtype}))
     if engine == "vllm":
         source.model = pooled(source.model, path)
     rm = source.bridge.rm

@@ -1,7 +1,10 @@
 """serve-rm --engine vllm: the scores of the plain engine, and plain words where vLLM cannot give them."""
 
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +35,7 @@ def reward_model(out: Path, heads: int = 2, read: str = "last_token", architectu
 
 def test_rules_have_no_engine(tmp_path: Path) -> None:
     (tmp_path / "rules.py").write_text("def score(samples):\n    return [0.0 for _ in samples]\n")
-    with pytest.raises(UsageError, match="--engine vllm runs reward models"):
+    with pytest.raises(UsageError, match="--engine vllm is for reward models"):
         scorers.open_served(str(tmp_path / "rules.py"), "vllm")
 
 
@@ -71,3 +74,30 @@ def test_heads_without_a_kernel_are_told(tmp_path: Path) -> None:
         Unable, match=r"vLLM cannot run this reward model \(.*\): serve it without --engine vllm"
     ):
         scorers.open_served(str(reward_model(tmp_path, heads=4)), "vllm")
+
+
+@pytest.mark.heavy
+def test_its_service_in_bfloat16(
+    tmp_path: Path, start: Callable[..., Any], sample: Callable[..., Any]
+) -> None:
+    """Over HTTP: the plain engine's scores within what bfloat16 rounds, to one client and to many, and still a clear
+    answer to what it cannot score."""
+    path = reward_model(tmp_path)
+    pooled = start(path, "--engine", "vllm", "--dtype", "bfloat16")
+    digits = range(1, 33)
+    rows = [{**sample(f"r{n}", f"{n}\n#{n % 10}"), "messages": QUESTION} for n in digits]
+    (plain,) = scorers.open_served(str(path)).scorers[0].score([rows])
+    wanted = [outcome.score for outcome in plain]
+    assert max(wanted) - min(wanted) > 0.01
+    found = [each["score"] for each in pooled.ask(*rows).json()["rewards"]]
+    assert found == pytest.approx(wanted, abs=0.02)
+    assert found != pytest.approx(wanted, abs=1e-6)  # it is bfloat16
+    with ThreadPoolExecutor(8) as pool:
+        alone = list(pool.map(lambda row: pooled.ask(row).json()["rewards"][0], rows))
+    assert [each["id"] for each in alone] == [row["id"] for row in rows]
+    assert [each["score"] for each in alone] == pytest.approx(wanted, abs=0.02)
+    long = pooled.ask({**rows[0], "response": "2" * 100}).json()["rewards"][0]
+    assert (long["status"], long["score"]) == ("error", None)
+    assert pooled.post("/v1/rewards", json={"samples": [{**rows[0], "messages": "x"}]}).status_code == 422
+    assert pooled.post("/v1/rewards", content=b"{").status_code == 400
+    assert pooled.ask(rows[0]).status_code == 200
