@@ -58,6 +58,7 @@ LAZY = {
     ("rewards.build", "rewards.model"),  # torch, for `kind: model` alone
     ("cli.serve_rm", "serving"),  # the second heavy entry
     ("cli.evaluate", "evaluation"),  # the third
+    ("worker", "models.heap"),  # before torch is imported
 }
 # Files that stand on the other side of their package: (module, package it may import at module level).
 EXCEPTIONS = {("rewards.model", "models"), ("rewards.model", "algorithms")}
