@@ -206,7 +206,10 @@ def agree(servers: Servers) -> tuple[Info, dict[str, str]]:
             said = str(error).removeprefix(f"{server.url}: ")
             raise Refused(f"the reward server {server.url} failed its handshake: {said}") from None
     if not infos:
-        raise Refused(f"no reward server answers its handshake: {'; '.join(silent.values())}")
+        raise Refused(
+            f"no reward server answers its handshake: {'; '.join(silent.values())}; start one "
+            "(`rlhfctl serve-rm MODEL --port N`) or correct reward.sources.*.url"
+        )
     (first, info), *others = infos.items()
     for url, other in others:
         if other.fingerprint != info.fingerprint:
