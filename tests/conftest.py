@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 # Before any test imports torch or tokenizers, and inherited by every subprocess a test starts.
@@ -21,6 +22,7 @@ settings.register_profile("rlhfctl", derandomize=True, deadline=None, database=N
 settings.load_profile("rlhfctl")
 
 REPO = Path(__file__).resolve().parent.parent
+sys.path.append(str(REPO / "tests"))  # what tests of several folders share: tests/fake_*.py
 
 
 @pytest.fixture(scope="session")

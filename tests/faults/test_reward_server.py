@@ -3,94 +3,58 @@
 What one request may go through is in tests/rewards/test_remote.py; here it is a whole run and what it leaves.
 """
 
-import http.server
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from fake_reward_server import INFO, Fake
 
 from rlhfctl.errors import RunFailed
 from rlhfctl.launch.same_run import compare_runs
 from rlhfctl.run_dir import RunDir
 
 Train = Callable[..., RunDir]
-INFO = {
-    "schema": 1,
-    "kind": "rules",
-    "name": "fake",
-    "version": "0",
-    "fingerprint": "f" * 64,
-    "granularities": ["sequence"],
-}
 BATCH = 16  # samples a step; one request asks for 8 of them
 
 
-class Service:
+class Service(Fake):
     """Scores by the response's length. fault: what happens to request number `since` (from 0) and all after it."""
 
     def __init__(self) -> None:
-        self.fault, self.since, self.asked = "none", 0, 0
-        self.lock = threading.Lock()
-        service = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.reply(INFO)
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with service.lock:
-                    number, service.asked = service.asked, service.asked + 1
-                fault = service.fault if number >= service.since else "none"
-                rewards = [
-                    {"id": each["id"], "status": "ok", "score": float(len(each["response"]) % 3)}
-                    for each in body["samples"]
-                ]
-                if fault == "dies":
-                    return  # hangs up; so it does with everyone from now on
-                if fault == "hangs":
-                    time.sleep(5)
-                if fault == "slow":
-                    time.sleep(0.2)
-                if fault == "wrong":
-                    rewards[0]["score"] = math.nan
-                    rewards[1:3] = [{**rewards[1], "score": None}]  # one without a score, one left out
-                self.reply({"schema": 1, "rewards": rewards, "model": INFO})
-
-            def reply(self, given: Any) -> None:
-                content = json.dumps(given).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *arguments: Any) -> None:
-                return None
-
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *arguments: Any) -> None:
-                return None  # the client does not wait for ever
-
-        self.server = Server(("127.0.0.1", 0), Handler)
+        self.fault, self.since = "none", 0
+        super().__init__(lambda service, body: self.judged(body))
         self.source = (
-            f"reward.sources=[{{kind: remote, url: 'http://127.0.0.1:{self.server.server_port}', timeout: 1, "
-            "total_timeout: 2, retries: 0, request_size: 8}]"
+            f"reward.sources=[{{kind: remote, url: '{self.url}', timeout: 1, total_timeout: 2, retries: 0, "
+            "request_size: 8}]"
         )
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def judged(self, body: dict[str, Any]) -> Any:
+        number = next(index for index, each in enumerate(self.requests) if each is body)
+        fault = self.fault if number >= self.since else "none"
+        rewards = [
+            {"id": each["id"], "status": "ok", "score": float(len(each["response"]) % 3)}
+            for each in body["samples"]
+        ]
+        if fault == "dies":
+            return None  # hangs up; so it does with everyone from now on
+        if fault == "hangs":
+            time.sleep(5)
+        if fault == "slow":
+            time.sleep(0.2)
+        if fault == "wrong":
+            rewards[0]["score"] = math.nan
+            rewards[1:3] = [{**rewards[1], "score": None}]  # one without a score, one left out
+        return {"schema": 1, "rewards": rewards, "model": INFO}
 
 
 @pytest.fixture
 def service() -> Iterator[Service]:
     made = Service()
     yield made
-    made.server.shutdown()
-    made.server.server_close()
+    made.close()
 
 
 def quarantined(run: RunDir) -> list[dict[str, Any]]:
@@ -111,7 +75,8 @@ def test_one_that_is_lost_ends_the_run_and_the_run_goes_on_later(
 ) -> None:
     """Steps 1 and 2 are scored, step 3 is not: it is not trained, and after --resume it is, as if nothing had been."""
     whole = train("ppo", "whole", service.source, "train.save_every=1")
-    service.fault, service.since, service.asked = fault, 2 * BATCH // 8, 0
+    service.fault, service.since = fault, 2 * BATCH // 8
+    service.requests.clear()
     began = time.monotonic()
     with pytest.raises(RunFailed, match=f"{BATCH} rewards failed, 0 allowed"):
         train("ppo", "run", service.source, "train.save_every=1")
