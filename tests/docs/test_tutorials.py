@@ -8,6 +8,7 @@ a file of a few rows. Nothing else of a command changes but the keys of SMALL, w
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,11 +237,9 @@ def test_reward_model(home: Path, do: Do) -> None:
     do(best)
 
 
-def test_token_rewards(home: Path, do: Do) -> None:
+def test_token_rewards(home: Path, chains: Path, do: Do) -> None:
     """Runs of the quickstart's own recipes, from its model before any training."""
-    from rlhfctl.quickstart.chains import main as chains
-
-    chains([str(home / ".quickstart")])
+    shutil.copytree(chains, home / ".quickstart")
     (home / "steps.py").write_text(blocks("token-rewards", "python")[0])
     mine, process = blocks("token-rewards", "yaml")
     (home / "mine-steps.yaml").write_text(mine)
