@@ -23,7 +23,8 @@ def draw(logits: Tensor, uniform: Tensor | None, temperature: float, top_p: floa
 
     logits [B, V], uniform [B] in [0, 1) -> ids [B] and their log-probabilities [B] at that temperature.
     """
-    logprobs = (logits.float() / temperature).log_softmax(-1)
+    scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
+    logprobs = scaled.log_softmax(-1)
     if uniform is None:
         ids = logprobs.argmax(-1)
     elif top_p < 1.0:
