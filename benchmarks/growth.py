@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.__main__ import run
@@ -45,8 +45,7 @@ KEYS = {
 Row = tuple[str, float, dict[str, object]]  # label, x, what the run gave
 
 
-def lengths(options: argparse.Namespace, scratch: Path, model: Path) -> list[Row]:
-    rows = []
+def lengths(options: argparse.Namespace, scratch: Path, model: Path) -> Iterator[Row]:
     for length in LENGTHS:
         data = scratch / f"rows-{length}"
         count = TOKENS // length
@@ -55,46 +54,37 @@ def lengths(options: argparse.Namespace, scratch: Path, model: Path) -> list[Row
             f"data.train.0.limit={count}", "data.max_length=4096", "train.tokens_per_microbatch=4096",
             f"train.batch_size={max(1, 4096 // length)}",
         ]  # fmt: skip
-        rows.append((f"{length} tokens", float(length), run("sft", options, model, data, overrides)))
-    return rows
+        yield f"{length} tokens", float(length), run("sft", options, model, data, overrides)
 
 
-def vocabularies(options: argparse.Namespace, scratch: Path, model: Path) -> list[Row]:
-    rows = []
+def vocabularies(options: argparse.Namespace, scratch: Path, model: Path) -> Iterator[Row]:
     for size in VOCABULARIES:
         directory = scratch / f"vocabulary-{size}"
         make_model(directory, size)
         found = run("sft", options, directory, scratch / "data", ["data.train.0.limit=64"])
-        rows.append((f"{size} rows", float(size), found))
-    return rows
+        yield f"{size} rows", float(size), found
 
 
-def samples(options: argparse.Namespace, scratch: Path, model: Path) -> list[Row]:
+def samples(options: argparse.Namespace, scratch: Path, model: Path) -> Iterator[Row]:
     """32 responses a step, n to a prompt; an estimator that takes one sample as well."""
-    rows = []
     for n in SAMPLES:
         overrides = [f"rollout.n={n}", "algorithm.advantage=reinforce", "train.steps=3"]
-        rows.append((f"n {n}", float(n), run("grpo", options, model, scratch / "data", overrides)))
-    return rows
+        yield f"n {n}", float(n), run("grpo", options, model, scratch / "data", overrides)
 
 
-def batches(options: argparse.Namespace, scratch: Path, model: Path) -> list[Row]:
-    rows = []
+def batches(options: argparse.Namespace, scratch: Path, model: Path) -> Iterator[Row]:
     for size in BATCHES:
         overrides = [f"train.batch_size={size}", f"train.steps={max(2, 128 // size)}"]
-        rows.append((f"batch {size}", float(size), run("grpo", options, model, scratch / "data", overrides)))
-    return rows
+        yield f"batch {size}", float(size), run("grpo", options, model, scratch / "data", overrides)
 
 
-def processes(options: argparse.Namespace, scratch: Path, model: Path) -> list[Row]:
+def processes(options: argparse.Namespace, scratch: Path, model: Path) -> Iterator[Row]:
     """CPU seconds of rank 0 alone are recorded: tokens per CPU-second are of both ranks' tokens over twice those."""
-    rows = []
     for count in (1, 2):
         overrides = [f"launch.nproc_per_node={count}", "train.batch_size=14"]
         found = run("sft", options, model, scratch / "data", overrides)
         found["tokens_per_cpu_s"] = round(float(str(found["tokens_per_cpu_s"])) / count, 1)
-        rows.append((f"{count} processes", float(count), found))
-    return rows
+        yield f"{count} processes", float(count), found
 
 
 GROWTH = {
@@ -164,8 +154,9 @@ def main() -> None:
             if name == "keys":
                 table = key_table(options, scratch, model)
             else:
-                rows = GROWTH[name](options, scratch, model)
-                for label, _, found in rows:
+                rows = []
+                for label, x, found in GROWTH[name](options, scratch, model):
+                    rows.append((label, x, found))
                     print(json.dumps(found | {"of": label}), flush=True)
                 table = growth_table(name, rows)
             print(table, file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.__main__ import WORKLOADS
 from benchmarks.growth import KEYS, exponent, growth_table
+from benchmarks.steps import BATCH, LENGTHS, of_length
 from rlhfctl.recipe.load import load_recipe
 
 # CPU seconds per token grow with the square root.
@@ -35,3 +36,10 @@ def test_every_key_is_one(name: str, override: str, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(recipe.format(**filled))
     plain = load_recipe(str(tmp_path / "r.yaml")).recipe
     assert load_recipe(str(tmp_path / "r.yaml"), [override]).recipe != plain
+
+
+def test_steps_over_lengths_have_as_many_tokens() -> None:
+    for length in LENGTHS:
+        for rows in of_length(length, 2):
+            assert sum(rows.lengths) == sum(map(len, rows.ids)) == BATCH
+            assert sum(map(len, rows.trained)) == BATCH // 2
