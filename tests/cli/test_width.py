@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import subprocess
 import sys
 import termios
@@ -43,6 +44,7 @@ def test_a_pipe_has_no_width_and_a_terminal_its_own(tmp_path: Path) -> None:
         with subprocess.Popen(argv, stdout=slave, stderr=subprocess.DEVNULL, cwd=tmp_path) as process:
             told = b""
             while told.count(b"\n") < 10:
+                assert select.select([master], [], [], 60)[0], told
                 told += os.read(master, 4096)
             process.kill()
     finally:
