@@ -40,11 +40,13 @@ def rows_of(found: Found) -> list[list[list[str]]]:
         ]
         seconds = f"{rejection['cpu_seconds']:.0f}, {oreo['cpu_seconds']:.0f}"
         trained.append([seed, pair(sft), pair(rejection), pair(oreo), *gains, seconds])
-        if "value_fit" not in each:
+        own = each.get("oreo_value_beam_2_on_sft")
+        if own is None:
             continue
-        own = each["oreo_value_beam_2_on_sft"]
         greedy = {key: own["metrics"][f"{key}/greedy"]["value"] for key in ("accuracy", "path_accuracy")}
         on_sft.append([seed, pair(greedy), pair(each["oracle_beam_4_on_sft"]), of_search(own)])
+        if "beam_2_alpha_0.5" not in each:
+            continue
         beams = [each.get(f"beam_{width}_alpha_{alpha}") for width in (2, 4) for alpha in ("0", "0.5")]
         metrics = next(beam["metrics"] for beam in beams if beam)
         greedy = {key: metrics[f"{key}/greedy"]["value"] for key in ("accuracy", "path_accuracy")}
