@@ -129,7 +129,7 @@ def write_home(home: Path, spec: dict[str, Any]) -> dict[str, Any]:
         text = chain[: length - 24 - n % 2]
         row: dict[str, Any] = {"id": f"r{n}", "prompt": f"{n % 10}+1?"}
         if task == "rm":
-            row |= {"chosen": text, "rejected": text[:-1] + "7"}
+            row |= {"chosen": text, "rejected": "4" + text[1:]}  # pairs share their prompt alone
         elif task == "ppo":
             row |= {"prompt": "+".join(["3"] * 60) + "?", "label": "1"}
         else:
