@@ -105,7 +105,8 @@ def generations(model: Path, asked: list[str], dtype: str) -> Callable[[int], No
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    kind = getattr(torch, dtype)
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=kind, use_safetensors=True).eval()
     chats = [[{"role": "user", "content": text}] for text in asked]
 
     def one_round(turn: int) -> None:

@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 def create_app(path: str) -> FastAPI:
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    model: Any = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True).eval()
     app = FastAPI()
 
     @app.post("/v1/rewards")
