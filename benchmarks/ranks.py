@@ -55,7 +55,7 @@ def set_up() -> tuple[int, int]:
     import torch.distributed as dist
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification  # noqa: F401
 
-    from rlhfctl.worker import keep_large_blocks
+    from rlhfctl.models.heap import keep_large_blocks
 
     keep_large_blocks()
     torch.set_num_threads(1)

@@ -22,6 +22,13 @@ settings.register_profile("rlhfctl", derandomize=True, deadline=None, database=N
 settings.load_profile("rlhfctl")
 
 REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: last, one of them would keep a single process busy at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 sys.path.append(str(REPO / "tests"))  # what tests of several folders share: tests/fake_*.py
 
 

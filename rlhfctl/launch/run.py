@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ from rlhfctl.stop import exit_code as stop_code
 if TYPE_CHECKING:
     from rlhfctl.recipe.sections import Launch
     from rlhfctl.recipe.tasks import AnyRecipe
+
+MEETING_SECONDS = 120.0  # as long as torch's store waits for the ranks that are missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,10 @@ def follow_leader(recipe: "AnyRecipe", plan: Plan, run: RunDir, resume: bool, qu
     logs.mkdir(parents=True, exist_ok=True)
     argv = launcher_argv(recipe, plan)
     with noting_signals() as received:
+        # torchrun's agents wait for each other; DeepSpeed's start their workers, which read the recipe, at once.
+        if plan.launcher == "deepspeed" and not leader_started(run, received):
+            reason = f"the leader's node did not start the run within {MEETING_SECONDS:.0f} s"
+            return Result("failed", 1, None, reason, (f"{reason}: start it, and this node again",))
         agent = run_agent(
             whole_command(argv, plan, logs, worker_program(run, 0, resume)),
             worker_environment(plan),
@@ -155,6 +162,16 @@ def follow_leader(recipe: "AnyRecipe", plan: Plan, run: RunDir, resume: bool, qu
     elsewhere = "a worker failed; the first failure is told on the leader's node"
     reason = hang or failed_meeting(log) or elsewhere
     return Result("failed", 1, None, reason, (f"{reason}; log: {log}",))
+
+
+def leader_started(run: RunDir, received: list[int]) -> bool:
+    """Wait until the leader has written the recipe and that it runs, or a signal arrives; False: not in time."""
+    deadline = time.monotonic() + MEETING_SECONDS
+    while not received and run.read_status().get("state") != "running":
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def launcher_argv(recipe: "AnyRecipe", plan: Plan) -> list[str]:

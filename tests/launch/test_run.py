@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rlhfctl.launch.run import leader_started
 from rlhfctl.recipe.load import dump, load_recipe
 from rlhfctl.run_dir import RunDir, is_complete
 
@@ -216,3 +218,17 @@ def test_ctrl_c_while_waiting_for_the_other_nodes(tmp_path: Path, chains: Path) 
     started.process.send_signal(signal.SIGINT)
     result, _ = started.end()
     assert (result["state"], result["exit_code"]) == ("interrupted", 130)
+
+
+def test_a_follower_waits_for_its_leader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDir(tmp_path)
+    monkeypatch.setattr("rlhfctl.launch.run.MEETING_SECONDS", 0.3)
+    assert not leader_started(directory, [])
+    assert leader_started(directory, [signal.SIGTERM])
+    directory.write_status("failed", reason="an attempt before", exit_code=1, attempt=1)
+    assert not leader_started(directory, [])
+    monkeypatch.setattr("rlhfctl.launch.run.MEETING_SECONDS", 30.0)
+    later = threading.Timer(0.5, lambda: directory.write_status("running", attempt=2))
+    later.start()
+    assert leader_started(directory, [])
+    assert directory.read_status()["attempt"] == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.long]
 Ends = Callable[[Path], tuple[dict[str, float], dict[str, float]]]
 Metrics = Callable[[Path], list[dict[str, float]]]
 
