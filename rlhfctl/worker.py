@@ -74,6 +74,8 @@ def run(
         device = set_up_device(recipe)
         if not inline:
             join(recipe, device)
+            if not attempt:  # it did not wait: a resume may have changed the recipe since it was read
+                recipe = read_recipe(directory)
             attempt = agree_on(attempt)
         log = open_log(directory, attempt, rank, inline)
         heartbeat.open(directory.attempt(attempt) / f"rank{rank}.beat", rank)

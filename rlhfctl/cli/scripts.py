@@ -9,7 +9,7 @@ SCRIPTS = {"bash": "rlhfctl.bash", "zsh": "_rlhfctl", "fish": "rlhfctl.fish"}
 
 def completion_script(shell: str) -> str:
     if shell not in SCRIPTS:
-        raise UsageError(f"--completion knows bash, zsh and fish, not {shell}")
+        raise UsageError(f"--completion knows {', '.join(SCRIPTS)}, not {shell}")
     package = Path(__file__).resolve().parent.parent
     inside = package / "_completions"  # in a wheel; in a checkout they lie beside the package
     folder = inside if inside.is_dir() else package.parent / "completions"

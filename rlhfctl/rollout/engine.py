@@ -74,10 +74,7 @@ def build_engine(
     """
     if spec.engine == "hf":
         return HfEngine(policy, say)
-    context = int(config_of(policy).max_position_embeddings)
-    longest = min(
-        max_length or context, context
-    )  # engines refuse more, and no row that passed preflight needs it
+    longest = within_context(policy, max_length)
     if spec.engine == "vllm_server":
         from rlhfctl.rollout.vllm_server import VllmServerEngine
 

@@ -46,9 +46,7 @@ class Experience:
     )
     groups: int = 0  # prompts compared within themselves; 0 without a group estimator
     kl_coef: float = 0.0  # of this step: it moves with algorithm.kl_target
-    value_sums: dict[str, float] | None = (
-        None  # this rank's, where the value model has been trained on the batch
-    )
+    value_sums: dict[str, float] | None = None  # this rank's, where the value model is trained already
     old_known: bool = True  # False: the first pass of the update fills old_logprobs in
 
     @property

@@ -166,7 +166,7 @@ def test_recipes_and_help_work(python: Path, tmp_path: Path) -> None:
     ):
         assert line in run(python, tmp_path, "--completion", shell).stdout.splitlines()
     refused = run(python, tmp_path, "--completion", "tcsh")
-    assert (refused.returncode, refused.stderr) == (2, "--completion knows bash, zsh and fish, not tcsh\n")
+    assert (refused.returncode, refused.stderr) == (2, "--completion knows bash, zsh, fish, not tcsh\n")
     assert json.loads(run(python, tmp_path, "recipes", "schema", "ppo").stdout)
 
 

@@ -1,0 +1,52 @@
+"""A worker of another node trains by what the leader's node has written, also where it was there first."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhfctl.launch.deepspeed import free_port
+from rlhfctl.recipe.load import dump, load_recipe
+
+pytestmark = pytest.mark.heavy
+
+
+def test_a_recipe_that_changes_after_it_was_read(chains: Path, tmp_path: Path) -> None:
+    def write(steps: int) -> None:
+        overrides = [
+            f"policy={{from_config: {chains}/model, tokenizer: {chains}/model}}",
+            f"data.train=[{{path: {chains}/data/sft.jsonl, limit: 32}}]",
+            "data.eval=[]",
+            "reward=null",
+            "rollout=null",
+            "train.log_every=1",
+            f"train.steps={steps}",
+            "launch={nproc_per_node: 2, threads: 1, timeout: 60}",
+        ]
+        (tmp_path / "recipe.yaml").write_text(dump(load_recipe("quickstart/sft", overrides, "sft").recipe))
+
+    def start(rank: int, attempt: int) -> subprocess.Popen[str]:
+        places = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        argv = [sys.executable, "-m", "rlhfctl.worker", str(tmp_path), f"--attempt={attempt}"]
+        return subprocess.Popen(argv, env=os.environ | places | meeting, stderr=subprocess.PIPE, text=True)
+
+    port = free_port()
+    write(1)
+    with start(1, 0) as follower:
+        deadline = time.monotonic() + 120
+        # torch is loaded after the recipe was read.
+        while "libtorch_cpu" not in Path(f"/proc/{follower.pid}/maps").read_text():
+            assert follower.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        write(3)
+        with start(0, 1) as leader:
+            told = [process.communicate(timeout=180)[1] for process in (leader, follower)]
+    assert (leader.returncode, follower.returncode) == (0, 0), told
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 3
