@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pace import assert_within
 
 pytestmark = pytest.mark.timed
 Cli = Callable[..., Any]
@@ -23,27 +24,18 @@ HEAVY = {
     "tokenizers",
     "huggingface_hub",
 }
-RUNS = 6  # the least of at most so many: other processes slow a run down, nothing makes it faster
-
-
-def least(budget: float, cli: Cli, *args: str, **env: str) -> float:
-    """CPU seconds; no further run once one is within the budget."""
-    spent: list[float] = []
-    while len(spent) < RUNS and (not spent or min(spent) > budget):
-        spent.append(cli(*args, **env).cpu)
-    return min(spent)
 
 
 @pytest.mark.parametrize("args", [["--help"], ["--version"], []])
 def test_help_and_version(cli: Cli, args: list[str]) -> None:
-    assert least(0.100, cli, *args) <= 0.100
+    assert_within(0.100, lambda: cli(*args).cpu)
 
 
 @pytest.mark.parametrize(
     "args", [["ppo", "--help"], ["recipes", "--help"], ["recipes"], ["recipes", "show", "quickstart/ppo"]]
 )
 def test_command_help_and_recipes(cli: Cli, args: list[str]) -> None:
-    assert least(0.200, cli, *args) <= 0.200
+    assert_within(0.200, lambda: cli(*args).cpu)
 
 
 @pytest.mark.parametrize(
@@ -58,17 +50,17 @@ def test_command_help_and_recipes(cli: Cli, args: list[str]) -> None:
 def test_completion(cli: Cli, line: str, budget: float) -> None:
     env = {"_RLHFCTL_COMPLETE": "bash", "COMP_LINE": line}
     assert cli(**env).out
-    assert least(budget, cli, **env) <= budget
+    assert_within(budget, lambda: cli(**env).cpu)
 
 
 def test_dry_run_without_models(cli: Cli) -> None:
     ended = cli("ppo", "quickstart/ppo", "--dry-run")
     assert ended.out.startswith("task: ppo\n")
-    assert least(0.400, cli, "ppo", "quickstart/ppo", "--dry-run") <= 0.400
+    assert_within(0.400, lambda: cli("ppo", "quickstart/ppo", "--dry-run").cpu)
 
 
 def test_a_recipe_error(cli: Cli) -> None:
-    assert least(0.300, cli, "ppo", "quickstart/ppo", "optim.lrr=1") <= 0.300
+    assert_within(0.300, lambda: cli("ppo", "quickstart/ppo", "optim.lrr=1").cpu)
 
 
 def modules_after(code: str, cwd: Path | None = None) -> set[str]:

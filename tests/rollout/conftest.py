@@ -71,7 +71,10 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
                 try:
                     status, answer = outer.answer(self.path.split("?")[0], body)
-                except ConnectionError:
+                except (
+                    ConnectionError,
+                    FileNotFoundError,
+                ):  # the second: weights of a sync that was given up
                     self.close_connection = True
                     return
                 self.reply(status, answer)

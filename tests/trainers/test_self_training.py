@@ -160,13 +160,13 @@ def test_the_loss_is_the_weighted_sum_of_two_token_means() -> None:
     for budget in (4, 100):
         model.zero_grad()
         losses = train_batch(ctx, model, gold, right, 0.3, budget)
-        assert losses["loss/sft"] == pytest.approx(float(expected), rel=1e-5)
-        assert losses["loss/gold"] == pytest.approx(float(mean(gold)), rel=1e-5)
-        assert losses["loss/right"] == pytest.approx(float(mean(right)), rel=1e-5)
+        assert losses["loss/sft"] == pytest.approx(expected.item(), rel=1e-5)
+        assert losses["loss/gold"] == pytest.approx(mean(gold).item(), rel=1e-5)
+        assert losses["loss/right"] == pytest.approx(mean(right).item(), rel=1e-5)
         for (name, mine), (_, theirs) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
             torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-6, rtol=1e-4, msg=name)
     alone = train_batch(ctx, model, gold, [], 0.3, 100)
-    assert alone["loss/sft"] == pytest.approx(0.3 * float(mean(gold)), rel=1e-5)
+    assert alone["loss/sft"] == pytest.approx(0.3 * mean(gold).item(), rel=1e-5)
     assert "loss/right" not in alone
 
 
