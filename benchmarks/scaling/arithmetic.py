@@ -24,7 +24,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rlhfctl.preflight.memory import estimate, shape_of
+from rlhfctl.preflight.decoder import shape_of
+from rlhfctl.preflight.memory import estimate
 from rlhfctl.preflight.shards import shards_of
 from rlhfctl.recipe.tasks import TASKS
 

@@ -1,40 +1,51 @@
 """What a run needs of memory on each rank, from its recipe and config.json alone (X040, X041). docs/memory.md.
 
-    peak = models + optimizer + the largest of { update, optimizer step, rollout }
+    peak = models + optimizers + the largest of { pack, optimizer step, rollout, checkpoint } + what the heap keeps
 
-P parameters, w bytes of a weight (4, or 2 in bfloat16), T tokens of a pack, L layers, H hidden, A heads x head size,
-K key/value heads x head size, I inner size, V vocabulary. Everything in bytes. An upper bound where the data decides:
-packs are taken as full and rows as long as the recipe allows.
+Everything in bytes. An upper bound where the data decides: packs are taken as full and rows as long as the recipe
+allows. The terms are those of memory_terms.py.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+from rlhfctl.preflight.decoder import Shape, lora_parameters, quantized_bytes, shape_of
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere
 from rlhfctl.preflight.machine import processes, uses_bfloat16, world_size
+from rlhfctl.preflight.memory_terms import (
+    Bytes,
+    head_gradient,
+    head_logits,
+    kept_activations,
+    layer_gradients,
+    pack_tokens,
+    repeated_keys,
+    rollout_bytes,
+    step_bytes,
+    tensors,
+    weight_gradients,
+    zero_bytes,
+)
 from rlhfctl.preflight.shards import WHOLE, Shards, shards_of
 from rlhfctl.recipe.deepspeed_section import DeepSpeed
 from rlhfctl.recipe.sections import ModelSource
 from rlhfctl.recipe.tasks import AnyRecipe, OreoRecipe, PpoRecipe, RmRecipe
 
-CHUNK_ELEMENTS = 1 << 24  # of models/head.py: logits of so many elements exist at once
-BUCKET = 128  # of models/linear.py: packs are filled up to a multiple of it
 RUNTIME = 420 << 20  # the interpreter with torch and transformers, before any model: measured
 MOMENTS, MASTER = 8, 4  # AdamW's two moments and, for bfloat16 weights, the float32 copy
 # On a CPU, measured with benchmarks/memory.py: what the heap keeps of tensors that come and go, and oneDNN's kernels.
 HEAP, KERNELS = 0.4, 40 << 20
-RETURNED = 32 << 20  # glibc gives tensors of this size back to the system as soon as they are freed
-LIVE = 10**9  # DeepSpeed's stage3_max_live_parameters: gathered ones that stay between two passes
 CLOSE = 0.8  # an estimate above this share of what is free is worth a warning
 
 
 @dataclass(slots=True)
 class Estimate:
-    """Bytes per rank. activations and logits: of one pack; zero_buffers: gradients on their way to the rank that keeps
-    them, and gathered parameters; kv_cache: of a rollout batch with its logits, and at ZeRO-3 the whole policy;
-    merged: final/ with LoRA folded in; allocator: what the process holds of what was freed."""
+    """Bytes per rank. activations and logits: of one pack, with the head's gradient; zero_buffers: gradients on their
+    way to the rank that keeps them, and gathered parameters; kv_cache: of a rollout batch with its logits and the
+    policy's matrices as it reads them; value_model, implicit_prm: all that belongs to them but activations; merged:
+    final/ with LoRA folded in; allocator: what the process holds of what was freed."""
 
     weights: int = 0
     gradients: int = 0
@@ -45,6 +56,7 @@ class Estimate:
     kv_cache: int = 0
     reference: int = 0
     value_model: int = 0
+    implicit_prm: int = 0
     reward_model: int = 0
     merged: int = 0
     allocator: int = 0
@@ -55,51 +67,51 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """A decoder's sizes. lora: columns and rows of each linear layer by the last part of its name."""
+class Trained:
+    """A trained model on one rank. weights, optimizer: always there. gradients: after its last pack; step: beside them
+    in the optimizer step; buffers: ZeRO's, while it passes backward; saved: on rank 0 while a checkpoint is written."""
 
-    layers: int
-    hidden: int
-    heads: int  # x head size
-    groups: int  # key/value heads x head size
-    inner: int
-    vocabulary: int
-    tied: bool
-    linear: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    @property
-    def trunk(self) -> int:
-        matrices = sum(rows * columns for rows, columns in self.linear.values())
-        return self.vocabulary * self.hidden + self.layers * (matrices + 2 * self.hidden) + self.hidden
-
-    @property
-    def parameters(self) -> int:
-        return self.trunk + (0 if self.tied else self.vocabulary * self.hidden)
+    weights: int
+    optimizer: int
+    gradients: Bytes
+    step: Bytes
+    buffers: int
+    saved: Bytes
 
 
-def shape_of(config: dict[str, Any]) -> Shape | None:
-    """None where the usual keys of a decoder with a gated MLP are absent."""
-    try:
-        hidden, layers, inner = (
-            int(config[k]) for k in ("hidden_size", "num_hidden_layers", "intermediate_size")
-        )
-        count, vocabulary = int(config["num_attention_heads"]), int(config["vocab_size"])
-        size = int(config.get("head_dim") or hidden // count)
-        groups = int(config.get("num_key_value_heads") or count) * size
-    except (KeyError, TypeError, ValueError):
-        return None
-    heads = count * size
-    linear = {
-        "q_proj": (heads, hidden),
-        "k_proj": (groups, hidden),
-        "v_proj": (groups, hidden),
-        "o_proj": (hidden, heads),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
-    }
-    tied = bool(config.get("tie_word_embeddings", False))
-    return Shape(layers, hidden, heads, groups, inner, vocabulary, tied, linear)
+def trained_model(
+    recipe: AnyRecipe,
+    shape: Shape,
+    width: int,
+    frozen: int | None,
+    trained: int,
+    head: bool,
+    world: int,
+    shards: Shards,
+) -> Trained:
+    """trained: parameters that move. frozen: bytes under an adapter, None where the model trains in full. head: whether
+    it has the language model's."""
+    zero = recipe.deepspeed
+    own = 4 if frozen is not None else width  # adapters are float32 whatever the weights are
+    # DeepSpeed steps a float32 copy of its part even where the weights are float32.
+    copied = MOMENTS + (MASTER if own == 2 or (zero is not None and zero.zero_stage) else 0)
+    whole = trained * own + (frozen or 0)
+    full = Bytes(trained * own) if frozen is not None else weight_gradients(shape, trained, own, head)
+    gradients = full if shards.gradients == 1 else Bytes(full.total // shards.gradients)
+    largest = 0 if frozen is not None else shape.table
+    saved = Bytes()
+    if zero is not None:  # rank 0 puts every tensor together
+        states = copied if own == 2 else MOMENTS
+        saved = Bytes(trained * states + (whole if shards.weights > 1 else 0), full.large // own * states)
+    return Trained(
+        weights=(frozen or 0) // shards.weights
+        + trained * own // (1 if frozen is not None else shards.weights),
+        optimizer=trained * copied // shards.optimizer,
+        gradients=gradients,
+        step=tensors(step_bytes(recipe, trained, own, largest, world, shards.optimizer, gradients.total)),
+        buffers=zero_bytes(recipe, trained, whole // width, width),
+        saved=saved,
+    )
 
 
 def estimate(
@@ -116,48 +128,30 @@ def estimate(
     if shape is None:
         return None
     width = 2 if bfloat16 else 4
-    is_rm = isinstance(recipe, RmRecipe)
-    lora, checkpointing = recipe.policy.lora, recipe.policy.gradient_checkpointing
+    is_rm, lora = isinstance(recipe, RmRecipe), recipe.policy.lora
     parameters = shape.trunk + shape.hidden if is_rm else shape.parameters
-    trained = parameters if lora is None else lora_parameters(recipe, shape)
-    # Adapters are float32 whatever the weights are.
-    own = width if lora is None else 4
-    frozen = parameters * width - quantized_bytes(recipe, shape, width)
-    found = Estimate(weights=frozen // shards.weights + (trained * 4 if lora is not None else 0))
-    found.gradients = trained * own // shards.gradients
-    zero = recipe.deepspeed.zero_stage if recipe.deepspeed is not None else 0
-    # DeepSpeed steps a float32 copy of its part even where the weights are float32.
-    copied = MOMENTS + (MASTER if own == 2 or zero else 0)
-    found.optimizer = trained * copied // shards.optimizer
+    quantized = parameters * width - quantized_bytes(recipe.policy, shape, width)
+    policy = trained_model(
+        recipe,
+        shape,
+        width,
+        None if lora is None else quantized,
+        parameters if lora is None else lora_parameters(lora, shape),
+        not is_rm,
+        world,
+        shards,
+    )
+    critic = value_model(recipe, shape, width, world, shards)
+    prm = None
+    if isinstance(recipe, PpoRecipe) and recipe.algorithm.advantage == "prime":
+        prm = trained_model(recipe, shape, width, None, shape.parameters, True, world, shards)
 
-    tokens, many = pack_tokens(recipe, world)
-    found.activations = tokens * activation_bytes(shape, width, lora is not None, checkpointing, cpu)
-    if not is_rm:
-        found.logits = head_bytes(recipe, shape, tokens, width, lora is None)
-    found.zero_buffers = zero_bytes(recipe, trained, parameters, width)
-    step = trained * 4 // shards.optimizer if own == 2 else 0  # gradients of the masters
-    # Gradients of earlier packs stand beside this pack's activations; those of a lone pack grow as activations go.
-    before = (found.gradients if many else 0) + found.zero_buffers
-    update = max(before + found.activations + found.logits, found.gradients + step)
-    if not many and lora is None:
-        update = max(update, found.gradients + layer_bytes(shape, width, tokens))
-
-    critic = 0
-    if has_critic(recipe):
-        size = shape.trunk + shape.hidden
-        copied = MOMENTS + (MASTER if width == 2 or zero else 0)
-        gradients = size * width // shards.gradients
-        critic = size * width // shards.weights + size * copied // shards.optimizer
-        found.value_model = critic + gradients
-        found.zero_buffers += zero_bytes(recipe, size, size, width)
-        beside = found.activations if isinstance(recipe, OreoRecipe) else 0  # both graphs at a time
-        alone = tokens * activation_bytes(shape, width, False, checkpointing, cpu) + found.zero_buffers
-        master = size * 4 // shards.optimizer if width == 2 else 0
-        update = max(
-            update + beside + (gradients if many else 0),
-            found.gradients + gradients + alone,
-            found.gradients + gradients + step + master,
-        )
+    found = Estimate(weights=policy.weights, gradients=policy.gradients.total, optimizer=policy.optimizer)
+    moments = passes(found, recipe, shape, width, world, cpu, policy, critic, prm)
+    if critic is not None:
+        found.value_model = critic.weights + critic.optimizer + critic.gradients.total
+    if prm is not None:  # and what it started from
+        found.implicit_prm = prm.weights + prm.optimizer + prm.gradients.total + shape.parameters * width
     if has_reference(recipe):
         found.reference = shape.parameters * width
     for each in reward_configs or []:
@@ -165,118 +159,95 @@ def estimate(
         found.reward_model += (other.trunk + other.hidden) * width if other is not None else 0
     if isinstance(recipe, PpoRecipe):
         found.kv_cache = rollout_bytes(recipe, shape, width, world, cpu)
-        if zero == 3 and recipe.rollout.engine == "hf":
-            found.kv_cache += parameters * width  # it samples from whole weights
-    persistent = found.weights + found.optimizer + critic + found.reference + found.reward_model
-    transient = max(update, found.kv_cache)
-    large = returned_bytes(recipe, shape, tokens, width, lora is None) if transient == update else 0
-    found.allocator = int(HEAP * (transient - large)) + KERNELS if cpu else 0
+        moments.append(Bytes(found.kv_cache))
+    every = [each for each in (policy, critic, prm) if each is not None]
+    if cpu:
+        moments.append(sum((each.saved for each in every), start=Bytes()))
+    stays = sum(each.weights + each.optimizer for each in every) + found.reference + found.reward_model
+    stays += shape.parameters * width if prm is not None else 0
+    fullest = max(moments, key=lambda moment: moment.total + HEAP * cpu * (moment.total - moment.large))
+    if cpu:
+        found.allocator = int(HEAP * (fullest.total - fullest.large)) + KERNELS
     if lora is not None and lora.merge_final:
         found.merged = parameters * width  # made from memory of its own: the heap's holes are too small
-    found.peak = persistent + transient + found.allocator + (found.merged if cpu else 0)
+    found.peak = stays + fullest.total + found.allocator + (found.merged if cpu else 0)
     return found
 
 
-def zero_bytes(recipe: AnyRecipe, trained: int, parameters: int, width: int) -> int:
-    """Of one engine while it passes backward. ZeRO-2 and 3 hold a bucket of gradients until it is full, in float32 as
-    it travels; ZeRO-3 keeps gathered parameters from the forward to the backward pass, LIVE of them at most."""
-    spec = recipe.deepspeed
-    if spec is None or spec.zero_stage < 2:
-        return 0
-    return min(trained, spec.bucket_elements) * 4 + (
-        min(parameters, LIVE) * width if spec.zero_stage == 3 else 0
-    )
+def passes(
+    found: Estimate,
+    recipe: AnyRecipe,
+    shape: Shape,
+    width: int,
+    world: int,
+    cpu: bool,
+    policy: Trained,
+    critic: Trained | None,
+    prm: Trained | None,
+) -> list[Bytes]:
+    """What each kind of pass and step holds; activations, logits and buffers are written into `found`."""
+    nothing = Bytes()
+    lora, checkpointing = recipe.policy.lora is not None, recipe.policy.gradient_checkpointing
+    tokens, many = pack_tokens(recipe, world)
+    keys = repeated_keys(recipe)
+    kept = kept_activations(shape, width, tokens, lora, checkpointing, cpu, keys)
+    head = head_logits(recipe, shape, tokens, cpu)
+    if not lora:
+        head += head_gradient(recipe, shape, width, many, cpu)
+    found.activations, found.logits = kept.total, head.total
+    found.zero_buffers = policy.buffers + (critic.buffers if critic else 0)
+    buffers = Bytes(found.zero_buffers)
+    growing = nothing if lora else layer_gradients(shape, width, tokens)
+
+    def earlier(model: Trained | None) -> Bytes:
+        """Gradients of earlier packs; those of a lone pack grow as its activations go."""
+        return model.gradients if model is not None and many else nothing
+
+    def done(model: Trained | None) -> Bytes:
+        return model.gradients if model is not None else nothing
+
+    pack = earlier(policy) + buffers + kept + head
+    last = policy.gradients + growing
+    copies = max((each.step for each in (policy, critic) if each), key=lambda copy: copy.total)
+    step = policy.gradients + done(critic) + copies  # one steps after the other
+    moments = [step]
+    if critic is None:
+        moments += [pack, last]
+    elif isinstance(recipe, OreoRecipe):  # both graphs at a time
+        moments += [pack + kept + earlier(critic), last + done(critic)]
+    else:
+        values = recipe.values_of()
+        adapted = values is not None and values.lora is not None
+        own = kept_activations(shape, width, tokens, adapted, checkpointing, cpu, keys) + buffers
+        if passes_once(recipe):  # the value model's packs come first
+            moments += [earlier(critic) + own, pack + done(critic), last + done(critic)]
+        else:
+            moments += [pack + earlier(critic), done(policy) + earlier(critic) + own, last + done(critic)]
+    if prm is not None:
+        whole = kept_activations(shape, width, tokens, False, checkpointing, cpu)
+        matrix = head_logits(recipe, shape, tokens, cpu) + head_gradient(recipe, shape, width, many, cpu)
+        moments += [earlier(prm) + tensors(prm.buffers) + whole + matrix, prm.gradients + prm.step]
+    return moments
 
 
-def lora_parameters(recipe: AnyRecipe, shape: Shape) -> int:
-    lora = recipe.policy.lora
-    assert lora is not None
-    wanted = lora.target_modules
-    chosen = [size for name, size in shape.linear.items() if wanted == "all-linear" or name in wanted]
-    return shape.layers * sum(lora.rank * (rows + columns) for rows, columns in chosen)
-
-
-def quantized_bytes(recipe: AnyRecipe, shape: Shape, width: int) -> int:
-    """What policy.quantization takes off the matrices of the layers."""
-    policy = recipe.policy
-    if policy.quantization == "none":
-        return 0
-    kept = 1.0 if policy.quantization == "int8" else 0.5 + 4 / policy.quantization_block
-    matrices = shape.layers * sum(rows * columns for rows, columns in shape.linear.values())
-    return int(matrices * (width - kept))
-
-
-def pack_tokens(recipe: AnyRecipe, world: int) -> tuple[int, bool]:
-    """Tokens of the largest pack, and whether a step may have several: rows as long as data.max_length."""
-    sides = 2 if isinstance(recipe, RmRecipe) else 1
-    longest = recipe.data.max_length * sides
-    minibatches = recipe.algorithm.minibatches if isinstance(recipe, PpoRecipe) else 1
-    rows = max(1, recipe.train.batch_size // minibatches // world)
-    budget = max(recipe.train.tokens_per_microbatch, longest)
-    tokens = min(budget, rows * longest)
-    return -(-tokens // BUCKET) * BUCKET, rows * longest > budget
-
-
-def activation_bytes(shape: Shape, width: int, lora: bool, checkpointing: bool, cpu: bool) -> int:
-    """Of one token, kept from the forward pass to the backward pass, with what one layer's backward adds."""
-    layer = layer_elements(shape, width, lora, cpu)
-    kept = shape.hidden * width if checkpointing else layer
-    # Behind the last layer: its norm and the states that the head reads. Within a layer: gradients of the MLP.
-    ends = 4 * shape.hidden * width
-    working = (3 * shape.inner + 2 * shape.hidden) * width + (layer if checkpointing else 0)
-    return shape.layers * kept + ends + working
-
-
-def layer_elements(shape: Shape, width: int, lora: bool, cpu: bool) -> int:
-    """Bytes of one token in one layer: residuals and norms, attention, gated MLP."""
-    hidden, heads, inner = shape.hidden, shape.heads, shape.inner
-    exact = 4 if cpu else width  # the CPU's attention computes in float32
-    groups = heads if cpu else shape.groups  # and wants one key head a query head
-    norms = 2 * hidden * (2 * width + (0 if lora else width) + (4 if width == 2 else 0))
-    attention = (heads + 2 * groups + heads) * exact + heads * width
-    return norms + attention + 4 * inner * width
-
-
-def layer_bytes(shape: Shape, width: int, tokens: int) -> int:
-    return tokens * (3 * shape.inner + 2 * shape.hidden) * width
-
-
-def head_bytes(recipe: AnyRecipe, shape: Shape, tokens: int, width: int, trained: bool) -> int:
-    """Chunks of float32 logits that exist at a time, and the head's gradient twice: what adds up, and what is added."""
-    rows = min(tokens, max(16, CHUNK_ELEMENTS // shape.vocabulary))
-    chunks = 2 if recipe.task == "sft" else 4 if isinstance(recipe, OreoRecipe) else 3
-    gradient = 2 * shape.vocabulary * shape.hidden * width if trained else 0
-    return chunks * rows * shape.vocabulary * 4 + gradient
-
-
-def returned_bytes(recipe: AnyRecipe, shape: Shape, tokens: int, width: int, trained: bool) -> int:
-    """Of the update: gradients and logits as wide as a large vocabulary, each in memory of its own."""
-    table = shape.vocabulary * shape.hidden * width
-    copies = (1 if isinstance(recipe, RmRecipe) else 3 if shape.tied else 4) if trained else 0
-    chunk = 0 if isinstance(recipe, RmRecipe) else head_bytes(recipe, shape, tokens, width, False)
-    rows = min(tokens, max(16, CHUNK_ELEMENTS // shape.vocabulary))
-    large = table * copies if table >= RETURNED else 0
-    return large + (chunk if rows * shape.vocabulary * 4 >= RETURNED else 0)
-
-
-def rollout_bytes(recipe: PpoRecipe, shape: Shape, width: int, world: int, cpu: bool) -> int:
-    """Keys and values of a batch of samples, one layer of them copied, and their logits while a token is drawn; for
-    `hf` the fused copy of the matrices that lives as long as a rollout (rollout/decode.py)."""
-    length = recipe.data.max_length
-    samples = max(1, recipe.train.batch_size // world)
-    rows = max(recipe.rollout.n, min(samples, recipe.rollout.max_batch_tokens // length))
-    cache = 2 * rows * length * shape.groups * (4 if cpu else width)
-    fused = shape.parameters * width if recipe.rollout.engine == "hf" else 0
-    return (shape.layers + 1) * cache + 4 * rows * shape.vocabulary * 4 + fused
-
-
-def has_critic(recipe: AnyRecipe) -> bool:
-    """A second trained model."""
-    if isinstance(recipe, OreoRecipe):
-        return not recipe.value_model.shared_trunk
-    if not isinstance(recipe, PpoRecipe) or recipe.algorithm.advantage != "gae":
+def passes_once(recipe: AnyRecipe) -> bool:
+    """As trainers/value_once.py: whether values are read and trained on in one pass, before the policy's."""
+    if not isinstance(recipe, PpoRecipe) or recipe.deepspeed is not None:
         return False
-    return recipe.value_model is None or not recipe.value_model.shared_trunk
+    return recipe.algorithm.ppo_epochs == 1 and recipe.algorithm.minibatches == 1
+
+
+def value_model(recipe: AnyRecipe, shape: Shape, width: int, world: int, shards: Shards) -> Trained | None:
+    """A second trained model; with adapters on both it stands on the policy's own backbone."""
+    spec = recipe.values_of()
+    if spec is None or spec.shared_trunk:
+        return None
+    size = shape.trunk + shape.hidden
+    if spec.lora is None:
+        return trained_model(recipe, shape, width, None, size, False, world, shards)
+    hosted = recipe.policy.lora is not None and spec.init == "policy"
+    adapter = lora_parameters(spec.lora, shape) + shape.hidden
+    return trained_model(recipe, shape, width, 0 if hosted else size * width, adapter, False, world, shards)
 
 
 def has_reference(recipe: AnyRecipe) -> bool:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,16 +13,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhfctl.models.head import CHUNK_ELEMENTS
+from rlhfctl.models import head, head_tiles
 from rlhfctl.models.load import backbone, hidden_at_predictors, load_causal_lm
 from rlhfctl.models.lora import add_lora
 from rlhfctl.models.packing import pack
-from rlhfctl.preflight import memory
+from rlhfctl.preflight import memory, memory_terms
+from rlhfctl.preflight.decoder import lora_parameters, shape_of
 from rlhfctl.preflight.inputs import Inputs
-from rlhfctl.preflight.memory import Shards, estimate, layer_elements, lora_parameters, shape_of
+from rlhfctl.preflight.memory import Shards, estimate
+from rlhfctl.preflight.memory_terms import layer_activations
 from rlhfctl.preflight.shards import shards_of
 from rlhfctl.recipe.sections import Policy
 from rlhfctl.recipe.tasks import TASKS
+from rlhfctl.trainers import optimizer
+from rlhfctl.trainers.distributed import sum_gradients
 
 GIB = 1 << 30
 SIZES = {
@@ -65,7 +70,7 @@ def test_parameters_are_those_of_the_model(tied: bool) -> None:
     assert shape.trunk == sum(p.numel() for p in backbone(model).parameters())
     with_lora = recipe(policy={"lora": {"rank": 4}})
     add_lora(model, with_lora.policy.lora, 0)
-    assert lora_parameters(with_lora, shape) == sum(
+    assert lora_parameters(with_lora.policy.lora, shape) == sum(
         p.numel() for n, p in model.named_parameters() if "lora" in n
     )
 
@@ -94,7 +99,8 @@ def test_activations_are_what_autograd_keeps(tmp_path: Path, dtype: str, lora: b
         hidden = hidden_at_predictors(backbone(model), one)
     shape = shape_of(config())
     assert shape is not None
-    expected = 512 * shape.layers * layer_elements(shape, 2 if dtype == "bfloat16" else 4, lora, True)
+    layer = layer_activations(shape, 2 if dtype == "bfloat16" else 4, 512, lora, True)
+    expected = shape.layers * layer.total
     assert sum(kept.values()) == pytest.approx(expected, rel=0.15)
     assert hidden.requires_grad
 
@@ -113,7 +119,72 @@ def test_sums_by_hand() -> None:
     assert found.activations == 4096 * (kept + 4 * 4 * 64 + 4 * (3 * 176 + 2 * 64))
     assert found.logits == 2 * 4096 * 1000 * 4 + 2 * 1000 * 64 * 4
     assert found.peak > 4 * found.weights + found.activations + found.logits
-    assert memory.CHUNK_ELEMENTS == CHUNK_ELEMENTS
+
+
+def logits(task: str, vocabulary: int, batch_size: int = 64, cpu: bool = True, **sections: Any) -> int:
+    found = estimate(
+        recipe(task, train={"batch_size": batch_size}, **sections), config(vocab_size=vocabulary), False, cpu
+    )
+    assert found is not None
+    return found.logits
+
+
+def test_a_large_head_goes_in_tiles_and_its_gradient_is_made_once() -> None:
+    """T 4,096 tokens: three tiles of 1,024 logits and three rows of 64 for each; V x 64 elements of a gradient."""
+    table = 40_000 * 64 * 4
+    tiles = 3 * 4096 * (1024 + 64) * 4
+    assert logits("sft", 40_000) == tiles  # added to the gradient of the packs before
+    assert logits("sft", 40_000, batch_size=16) == tiles + table  # a lone pack makes it
+    assert logits("sft", 40_000, deepspeed={"zero_stage": 1}) == tiles + table  # not the engine's own tensor
+    assert logits("sft", 40_000, policy={"lora": {"rank": 4}}) == tiles
+    # Chunks of 2^24 logits and two matrices: a smaller head, oreo's, and a GPU's.
+    assert logits("sft", 32_000) == 2 * (2**24 // 32_000) * 32_000 * 4 + 2 * 32_000 * 64 * 4
+    assert logits("oreo", 40_000) == 4 * (2**24 // 40_000) * 40_000 * 4 + 2 * table
+    assert logits("sft", 40_000, cpu=False) == 2 * (2**24 // 40_000) * 40_000 * 4 + 2 * table
+
+
+def test_samples_of_one_prompt_hold_its_keys_each() -> None:
+    """Prompts of 192 tokens and n = 4 responses of 64: 448 pass, and keys and values of 1,024 are there."""
+    assert memory_terms.repeated_keys(recipe("ppo", rollout={"max_new_tokens": 64})) == 1024 / 448
+    assert memory_terms.repeated_keys(recipe("ppo", rollout={"max_new_tokens": 64, "n": 1})) == 1
+    assert memory_terms.repeated_keys(recipe("ppo", rollout={"max_new_tokens": 250})) == 1  # 6 of a prompt
+    longer = recipe("ppo", rollout={"max_new_tokens": 64, "max_prompt_length": 448})
+    assert (memory_terms.row_length(longer), memory_terms.repeated_keys(longer)) == (512, 2048 / 704)
+
+
+def test_a_value_model_that_passes_once_leaves_its_gradients_beside_the_policys_pack() -> None:
+    """One pack of 16 rows. Passed again in each of two epochs, they are there only once the policy's graph is freed."""
+    one = {"batch_size": 16}
+    once = peak("ppo", train=one)
+    again = peak("ppo", train=one, algorithm={"ppo_epochs": 2})
+    shape = shape_of(config())
+    assert shape is not None
+    assert once - again == pytest.approx(1.4 * 4 * (shape.trunk + shape.hidden), abs=2)
+
+
+def test_a_value_model_over_the_policys_own_backbone_is_an_adapter() -> None:
+    lora = {"lora": {"rank": 4}}
+    on_both = recipe("ppo", policy=lora, value_model=lora)
+    found = estimate(on_both, config(), False)
+    shape = shape_of(config())
+    assert found is not None
+    assert shape is not None
+    assert found.value_model == 16 * (lora_parameters(on_both.policy.lora, shape) + shape.hidden)
+
+
+def test_an_implicit_reward_model_is_trained_beside_its_start() -> None:
+    found = estimate(recipe("ppo", algorithm={"advantage": "prime", "kl_coef": 0.0}), config(), False)
+    shape = shape_of(config())
+    assert found is not None
+    assert shape is not None
+    assert found.implicit_prm == (16 + 4) * shape.parameters
+
+
+def test_sizes_that_the_training_side_has_too() -> None:
+    assert memory_terms.CHUNK_ELEMENTS == head.CHUNK_ELEMENTS
+    assert (memory_terms.TILE, memory_terms.LARGE) == (head_tiles.TILE, head_tiles.LARGE)
+    assert memory_terms.CAST_ELEMENTS == optimizer.CAST_ELEMENTS
+    assert signature(sum_gradients).parameters["bucket_elements"].default == memory_terms.REDUCED
 
 
 def peak(task: str = "sft", bfloat16: bool = False, plain: Any = None, **sections: Any) -> int:
@@ -128,7 +199,7 @@ def test_what_makes_it_smaller() -> None:
     assert peak(policy={"gradient_checkpointing": True}) < whole
     assert peak(policy={"lora": {"rank": 4}}) < whole
     assert peak(bfloat16=True) < whole
-    assert peak(plain=config(vocab_size=152_064)) > 4 * whole
+    assert peak(plain=config(vocab_size=152_064)) > 3 * whole
     free = peak("ppo", algorithm={"advantage": "grpo", "kl_coef": 0.0})
     held = peak("ppo", algorithm={"advantage": "grpo", "kl_coef": 0.1})
     assert held > free
@@ -163,7 +234,8 @@ def test_what_each_stage_of_zero_holds(stage: int) -> None:
     assert found.zero_buffers == (4000 if stage >= 2 else 0) + (4 * p if stage == 3 else 0)
 
 
-def test_rollouts_of_the_trainers_own_module_want_the_whole_policy() -> None:
+def test_rollouts_of_the_trainers_own_module_want_the_policys_matrices() -> None:
+    """Fused in oneDNN's order, all but the embedding; at ZeRO-3 the whole policy, gathered."""
     cached = {}
     for engine in ("hf", "vllm"):
         for stage in (2, 3):
@@ -173,8 +245,32 @@ def test_rollouts_of_the_trainers_own_module_want_the_whole_policy() -> None:
             cached[engine, stage] = found.kv_cache
     shape = shape_of(config())
     assert shape is not None
-    assert cached["hf", 3] - cached["hf", 2] == 4 * shape.parameters
+    assert cached["hf", 2] - cached["vllm", 2] == 4 * shape.trunk
+    assert cached["hf", 3] - cached["vllm", 3] == 4 * shape.parameters
     assert cached["vllm", 3] == cached["vllm", 2]
+
+
+@pytest.mark.parametrize(
+    ("stage", "world", "half", "expected"),
+    [
+        (None, 1, False, 0),
+        (None, 1, True, 4 * memory_terms.CAST_ELEMENTS),
+        (None, 2, False, 4 * (memory_terms.REDUCED + 1000)),
+        (0, 2, False, 4 * 10**8),  # all of them together
+        (1, 2, False, 0),  # half of the gradients and as much flat: no more than what was there
+        (1, 1, False, 4 * 10**8),
+        (2, 4, True, 6 * 10**8 // 4),  # flat in bfloat16, then in float32
+        (3, 4, False, 4 * 10**8 // 4),
+    ],
+)
+def test_an_optimizer_step_beside_the_gradients(
+    stage: int | None, world: int, half: bool, expected: int
+) -> None:
+    """10^8 parameters, the largest matrix of 1,000."""
+    ours = recipe() if stage is None else recipe(deepspeed={"zero_stage": stage})
+    divided, width = world if stage else 1, 2 if half else 4
+    held = 10**8 * width // (world if stage in (2, 3) else 1)
+    assert memory_terms.step_bytes(ours, 10**8, width, 1000, world, divided, held) == expected
 
 
 def test_an_architecture_that_it_does_not_know() -> None:

@@ -1,0 +1,176 @@
+"""The terms of the estimate of memory: what one pack, one optimizer step, one rollout holds. docs/memory.md.
+
+w bytes of a weight (4, or 2 in bfloat16), T tokens of a pack, L layers, H hidden, A heads x head size, K key/value
+heads x head size, I inner size, V vocabulary. Bytes throughout.
+"""
+
+from dataclasses import dataclass
+
+from rlhfctl.preflight.decoder import Shape
+from rlhfctl.recipe.tasks import AnyRecipe, OreoRecipe, PpoRecipe, RmRecipe
+
+CHUNK_ELEMENTS = 1 << 24  # of models/head.py: logits that exist at once
+TILE, LARGE = 1024, 32_768  # of models/head_tiles.py: vocabularies from LARGE on go in tiles
+BUCKET = 128  # of models/linear.py: packs are filled up to a multiple of it
+CAST_ELEMENTS = 1 << 22  # of trainers/optimizer.py: gradients that are cast for their masters at a time
+REDUCED = 1 << 24  # of trainers/distributed.py: elements of gradients that travel together
+REDUCED_ZERO_0 = 500_000_000  # DeepSpeed's, where it divides nothing
+RETURNED = 32 << 20  # glibc gives tensors of this size back to the system as soon as they are freed
+# DeepSpeed's stage3_max_live_parameters: gathered ones that stay between two passes; sub_group_size: stepped together.
+LIVE, SUB_GROUP = 10**9, 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """What comes and goes. large: how much of it is in tensors that go back to the system when they are freed."""
+
+    total: int = 0
+    large: int = 0
+
+    def __add__(self, other: "Bytes") -> "Bytes":
+        return Bytes(self.total + other.total, self.large + other.large)
+
+
+def tensors(size: int, count: float = 1) -> Bytes:
+    """`count` tensors of `size` bytes."""
+    total = int(count * size)
+    return Bytes(total, total if size >= RETURNED else 0)
+
+
+def row_length(recipe: AnyRecipe) -> int:
+    """Tokens of the longest row (ppo: prompt and response)."""
+    if isinstance(recipe, PpoRecipe) and recipe.rollout.max_prompt_length is not None:
+        return recipe.rollout.max_prompt_length + recipe.rollout.max_new_tokens
+    return recipe.data.max_length
+
+
+def pack_tokens(recipe: AnyRecipe, world: int) -> tuple[int, bool]:
+    """T of the largest pack, and whether a step may have several: rows as long as the recipe allows."""
+    longest = row_length(recipe) * (2 if isinstance(recipe, RmRecipe) else 1)
+    minibatches = recipe.algorithm.minibatches if isinstance(recipe, PpoRecipe) else 1
+    rows = max(1, recipe.train.batch_size // minibatches // world)
+    budget = max(recipe.train.tokens_per_microbatch, longest)
+    tokens = min(budget, rows * longest)
+    return -(-tokens // BUCKET) * BUCKET, rows * longest > budget
+
+
+def repeated_keys(recipe: AnyRecipe) -> float:
+    """Tokens whose keys and values a layer holds for each token of a pack: samples share their prompt's pass
+    (models/shared_prefix.py), and each holds a copy of its keys and values."""
+    if not isinstance(recipe, PpoRecipe):
+        return 1.0
+    new, n = recipe.rollout.max_new_tokens, recipe.rollout.n
+    prompt = max(1, row_length(recipe) - new)
+    if 4 * prompt < new:
+        return 1.0  # too short to be shared
+    return n * (prompt + new) / (prompt + n * new)
+
+
+def kept_activations(
+    shape: Shape, width: int, tokens: int, lora: bool, checkpointing: bool, cpu: bool, keys: float = 1.0
+) -> Bytes:
+    """From the forward pass to the backward pass, with what one layer's backward adds."""
+    layer = layer_activations(shape, width, tokens, lora, cpu, keys)
+    kept = tensors(tokens * shape.hidden * width) if checkpointing else layer
+    every = Bytes(kept.total * shape.layers, kept.large * shape.layers)
+    # Behind the last layer: its norm and the states that the head reads.
+    ends = tensors(tokens * shape.hidden * width, 4)
+    return every + ends + layer_gradients(shape, width, tokens) + (layer if checkpointing else Bytes())
+
+
+def layer_activations(
+    shape: Shape, width: int, tokens: int, lora: bool, cpu: bool, keys: float = 1.0
+) -> Bytes:
+    """One layer: residuals and norms, attention, gated MLP."""
+    exact = 4 if cpu else width  # the CPU's attention computes in float32
+    # It wants one key head a query head, and so does every kernel with a mask.
+    groups = shape.heads if cpu or keys > 1 else shape.groups
+    norms = 2 * (2 * width + (0 if lora else width) + (4 if width == 2 else 0)) / width
+    return (
+        tensors(tokens * shape.hidden * width, norms)
+        + tensors(tokens * shape.heads * exact, 2)
+        + tensors(int(keys * tokens) * groups * exact, 2)
+        + tensors(tokens * shape.heads * width)
+        + tensors(tokens * shape.inner * width, 4)
+    )
+
+
+def layer_gradients(shape: Shape, width: int, tokens: int) -> Bytes:
+    """What the backward pass of a layer holds: gradients inside the MLP and of the residual stream."""
+    return tensors(tokens * shape.inner * width, 3) + tensors(tokens * shape.hidden * width, 2)
+
+
+def in_tiles(recipe: AnyRecipe, shape: Shape, cpu: bool) -> bool:
+    """Whether the head goes in tiles: all but oreo's, whose exact KL needs whole distributions."""
+    return cpu and shape.vocabulary >= LARGE and not isinstance(recipe, OreoRecipe)
+
+
+def head_logits(recipe: AnyRecipe, shape: Shape, tokens: int, cpu: bool) -> Bytes:
+    """Float32 logits that exist at a time: of chunks of rows, or of tiles of tokens with the rows' gradient."""
+    if isinstance(recipe, RmRecipe):
+        return Bytes()
+    if in_tiles(recipe, shape, cpu):
+        return tensors(tokens * TILE * 4, 3) + tensors(tokens * shape.hidden * 4, 3)
+    rows = min(tokens, max(16, CHUNK_ELEMENTS // shape.vocabulary))
+    chunks = 2 if recipe.task == "sft" else 4 if isinstance(recipe, OreoRecipe) else 3
+    return tensors(rows * shape.vocabulary * 4, chunks)
+
+
+def head_gradient(recipe: AnyRecipe, shape: Shape, width: int, many: bool, cpu: bool) -> Bytes:
+    """Of a trained head, beside the gradients of earlier packs. Chunks make a matrix of their own and add product after
+    product to it. Tiles add to the gradient that is there (models/direct_gradient.py): a first pack makes it. DeepSpeed
+    takes it from a matrix of its own."""
+    if isinstance(recipe, RmRecipe):
+        return Bytes()
+    table = shape.table * width
+    if not in_tiles(recipe, shape, cpu):
+        return tensors(table, 2)
+    return Bytes() if many and recipe.deepspeed is None else tensors(table)
+
+
+def weight_gradients(shape: Shape, trained: int, width: int, head: bool) -> Bytes:
+    """Gradients of a model trained in full. head: whether it has the language model's."""
+    tables = tensors(shape.table * width, 2 if head and not shape.tied else 1)
+    return Bytes(trained * width, tables.large)
+
+
+def step_bytes(
+    recipe: AnyRecipe, trained: int, width: int, largest: int, world: int, divided: int, held: int
+) -> int:
+    """Beside the `held` bytes of gradients: float32 copies for the masters, or for the way to the other ranks.
+
+    largest: elements of the largest matrix. DeepSpeed keeps the gradients of its part, flattens them and casts the
+    flat tensor."""
+    if recipe.deepspeed is not None and recipe.deepspeed.zero_stage:
+        part = trained // divided
+        flat = min(part, SUB_GROUP) if recipe.deepspeed.zero_stage == 3 else part
+        return max(0, part * width + flat * (4 + (width if width < 4 else 0)) - held)
+    cast = min(trained, max(CAST_ELEMENTS, largest)) if width < 4 else 0
+    bucket = REDUCED if recipe.deepspeed is None else REDUCED_ZERO_0
+    sent = min(trained, bucket + largest) if world > 1 else 0
+    return max(cast, sent) * 4
+
+
+def zero_bytes(recipe: AnyRecipe, trained: int, parameters: int, width: int) -> int:
+    """Of one engine while it passes backward. ZeRO-2 and 3 hold a bucket of gradients until it is full, in float32 as
+    it travels; ZeRO-3 keeps gathered parameters from the forward to the backward pass, LIVE of them at most."""
+    spec = recipe.deepspeed
+    if spec is None or spec.zero_stage < 2:
+        return 0
+    return min(trained, spec.bucket_elements) * 4 + (
+        min(parameters, LIVE) * width if spec.zero_stage == 3 else 0
+    )
+
+
+def rollout_bytes(recipe: PpoRecipe, shape: Shape, width: int, world: int, cpu: bool) -> int:
+    """Keys and values of a batch of samples, one layer of them copied, and their logits while a token is drawn. For
+    `hf` the policy's matrices too: fused (rollout/decode.py; all but the embedding), or gathered at ZeRO-3."""
+    length = row_length(recipe)
+    samples = max(1, recipe.train.batch_size // world)
+    rows = max(recipe.rollout.n, min(samples, recipe.rollout.max_batch_tokens // length))
+    cache = 2 * rows * length * shape.groups * (4 if cpu else width)
+    policy = 0
+    if recipe.rollout.engine == "hf":
+        gathered = recipe.deepspeed is not None and recipe.deepspeed.zero_stage == 3
+        policy = shape.parameters if gathered or shape.tied else shape.parameters - shape.table
+    return (shape.layers + 1) * cache + 4 * rows * shape.vocabulary * 4 + policy * width
