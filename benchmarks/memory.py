@@ -78,6 +78,16 @@ FRESH: dict[str, dict[str, Any]] = {
     "fresh-grpo": {"vocab": 16384, "hidden": 320, "layers": 6, "inner": 896, "tokens": 2048, "rows": 16},
     "fresh-gae": {"vocab": 8192, "hidden": 384, "layers": 5, "inner": 1024, "tokens": 1536, "rows": 8},
     "fresh-oreo": {"vocab": 16384, "hidden": 320, "layers": 6, "inner": 896, "tokens": 1536, "rows": 8},
+    "fresh-large-tensors": {
+        "vocab": 4096,
+        "hidden": 512,
+        "layers": 2,
+        "inner": 2816,
+        "tokens": 4096,
+        "rows": 16,
+    },
+    "fresh-lora-gae": {"vocab": 16384, "hidden": 448, "layers": 5, "inner": 1216, "tokens": 1536, "rows": 8},
+    "fresh-prime": {"vocab": 8192, "hidden": 320, "layers": 5, "inner": 896, "tokens": 1536, "rows": 8},
 }
 FRESH["fresh-tied-bfloat16"] |= {"dtype": "bfloat16", "tied": True}
 FRESH["fresh-checkpointing"] |= {"checkpointing": True}
@@ -86,6 +96,8 @@ FRESH["fresh-rm"] |= {"task": "rm"}
 FRESH["fresh-grpo"] |= {"task": "ppo", "kl": 0.05, "advantage": "grpo"}
 FRESH["fresh-gae"] |= {"task": "ppo", "kl": 0.05, "advantage": "gae"}
 FRESH["fresh-oreo"] |= {"task": "oreo"}
+FRESH["fresh-lora-gae"] |= {"task": "ppo", "kl": 0.05, "advantage": "gae", "lora": True}
+FRESH["fresh-prime"] |= {"task": "ppo", "kl": 0.0, "advantage": "prime"}
 # Two gloo processes: the plain engine and each stage.
 TWO = {"vocab": 8192, "hidden": 512, "layers": 4, "inner": 1408, "tokens": 1024, "rows": 8, "world": 2}
 ZERO: dict[str, dict[str, Any]] = {
@@ -163,6 +175,8 @@ def write_home(home: Path, spec: dict[str, Any]) -> dict[str, Any]:
             "rollout": {"n": 4, "max_new_tokens": 128},
             "algorithm": {"advantage": spec["advantage"], "kl_coef": spec["kl"]},
         }
+        if spec.get("lora") and spec["advantage"] == "gae":
+            recipe["value_model"] = {"lora": {"rank": 16}}
     return recipe
 
 
