@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +43,21 @@ def test_once_training_a_signal_is_only_noted() -> None:
         assert stop.asked() is None
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.asked() == signal.SIGINT
+
+
+def test_a_ctrl_c_inside_an_executed_string_ends_with_the_exit_code(tmp_path: Path) -> None:
+    """As one that arrives while a dataclass is made: python notes it, and would end by the signal."""
+    (tmp_path / "interrupted.py").write_text("""
+import sys
+import rlhfctl.cli.main
+def command():
+    try:
+        exec("raise KeyboardInterrupt")
+    except KeyboardInterrupt:
+        sys.exit(130)
+rlhfctl.cli.main.main = command
+from rlhfctl.__main__ import main
+main()
+""")
+    done = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path)
+    assert done.returncode == 130
