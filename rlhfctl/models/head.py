@@ -43,22 +43,28 @@ def chunk_logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        with_entropy: bool,
+        recorded: bool,
     ) -> tuple[Tensor, Tensor]:
         rows, vocabulary = hidden.shape[0], weight.shape[0]
-        keep = rows * vocabulary <= KEEP_ELEMENTS
+        keep = recorded and rows * vocabulary <= KEEP_ELEMENTS
         logprobs = torch.empty(rows, dtype=torch.float32, device=hidden.device)
-        entropy = torch.empty_like(logprobs)
+        entropy = torch.zeros_like(logprobs)
         kept = []
         for start in range(0, rows, chunk_rows(vocabulary)):
             part = slice(start, min(start + chunk_rows(vocabulary), rows))
-            logits = chunk_logits(hidden[part], weight, temperature)
-            chosen = logits.gather(1, targets[part, None]).squeeze(1)
-            normaliser = logits.logsumexp(1)
-            logprobs[part] = chosen - normaliser
-            # H = log Z - sum p * logit
-            probabilities = torch.exp(logits - normaliser[:, None])
-            entropy[part] = normaliser - torch.linalg.vecdot(probabilities, logits)
+            every = chunk_logits(hidden[part], weight, temperature).log_softmax(1)
+            logprobs[part] = every.gather(1, targets[part, None]).squeeze(1)
+            if not (keep or with_entropy):
+                continue
+            probabilities = every.exp()
+            if with_entropy:
+                entropy[part] = -torch.linalg.vecdot(probabilities, every)
             if keep:
                 kept.append(probabilities)
         ctx.save_for_backward(hidden, weight, targets, entropy, *kept)
@@ -73,7 +79,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, targets, entropy, *kept = ctx.saved_tensors
         rows, vocabulary = hidden.shape[0], weight.shape[0]
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_weight: Tensor | None = None
         for index, start in enumerate(range(0, rows, chunk_rows(vocabulary))):
             part = slice(start, min(start + chunk_rows(vocabulary), rows))
             fresh = None if kept else chunk_logits(hidden[part], weight, ctx.temperature).softmax(1)
@@ -91,22 +97,29 @@ class _TokenLogprobs(torch.autograd.Function):
                 )
             grad_logits = grad_logits.to(hidden.dtype)
             grad_hidden[part] = product(grad_logits, weight.t())
-            if grad_weight is not None:
-                grad_weight += product(grad_logits.t(), hidden[part].t())
-        return grad_hidden, grad_weight, None, None
+            if ctx.needs_input_grad[1]:
+                added = product(grad_logits.t(), hidden[part].t())
+                grad_weight = added if grad_weight is None else grad_weight.add_(added)
+        if grad_weight is None and ctx.needs_input_grad[1]:  # no rows at all
+            grad_weight = torch.zeros_like(weight)
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, with_entropy: bool = True
 ) -> tuple[Tensor, Tensor]:
     """log softmax(hidden @ weight.T / temperature) at the targets, and the entropy of each distribution.
 
     hidden [N, H], weight [V, H], targets [N] -> logprobs [N] and entropy [N] in nats, float32, both with a gradient.
+    with_entropy False: the entropies are zeros, and cost nothing.
     """
     rows = len(targets)
     hidden, targets = fill_up(hidden, targets, weight)
-    compute = tiled_logprobs if in_tiles(weight) else _TokenLogprobs.apply
-    logprobs, entropy = compute(hidden, weight, targets, temperature)
+    if in_tiles(weight):
+        logprobs, entropy = tiled_logprobs(hidden, weight, targets, temperature, with_entropy)
+    else:
+        recorded = torch.is_grad_enabled()
+        logprobs, entropy = _TokenLogprobs.apply(hidden, weight, targets, temperature, with_entropy, recorded)
     return logprobs[:rows], entropy[:rows]
 
 
@@ -148,7 +161,7 @@ def weighted_nll(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tenso
     is scaled in place.
     """
     if not torch.is_grad_enabled():
-        logprobs, _ = token_logprobs(hidden, weight, targets)
+        logprobs, _ = token_logprobs(hidden, weight, targets, with_entropy=False)
         return -(logprobs * weights).sum()
     rows = len(targets)
     hidden, targets = fill_up(hidden, targets, weight)

@@ -12,8 +12,10 @@ from rlhfctl.errors import Refused
 from rlhfctl.models import attention
 from rlhfctl.models.adapter_base import checked_base, is_adapter
 from rlhfctl.models.direct_gradient import look_up_directly
-from rlhfctl.models.linear import speed_up
+from rlhfctl.models.last_layer import reading
+from rlhfctl.models.linear import shape_bucket, speed_up
 from rlhfctl.models.lora import announce_quantized
+from rlhfctl.models.norm import write_out_norms
 from rlhfctl.models.packing import Pack
 from rlhfctl.models.quantize import quantize
 from rlhfctl.recipe.sections import Policy
@@ -149,6 +151,7 @@ def prepare(model: nn.Module, device: torch.device, gradient_checkpointing: bool
         config_of(model).attention_dropout = 0.0
     speed_up(model)
     look_up_directly(model)
+    write_out_norms(model)
     model.eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -178,7 +181,10 @@ def head_weight(model: nn.Module) -> Tensor:
 
 def hidden_at_predictors(trunk: nn.Module, pack: Pack) -> Tensor:
     """Last hidden states [N, H] of the positions that predict the pack's trained tokens."""
-    out = trunk(input_ids=pack.ids, position_ids=pack.positions, use_cache=False, layout=pack.layout)
+    weight = next(trunk.parameters())
+    bucket = max(1, shape_bucket(weight.dtype, weight.device) // 2)
+    with reading(trunk, pack.read, pack.ids.shape[1], bucket):
+        out = trunk(input_ids=pack.ids, position_ids=pack.positions, use_cache=False, layout=pack.layout)
     return out.last_hidden_state[0].index_select(0, pack.predictors)
 
 

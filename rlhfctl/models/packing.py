@@ -19,7 +19,7 @@ class Pack:
 
     ids, positions [1, T]; layout: the documents' borders; predictors [N]: index of the hidden state that predicts each
     trained token (its own index minus one); targets [N]: the trained tokens; rows: which input rows, in pack order;
-    counts: trained positions of each of them.
+    counts: trained positions of each of them; read [R]: the predictors' positions, each once, ascending.
     """
 
     ids: Tensor
@@ -29,6 +29,7 @@ class Pack:
     targets: Tensor
     rows: list[int]
     counts: list[int]
+    read: Tensor
 
 
 def pack(
@@ -91,6 +92,7 @@ def _lay(
         targets=torch.tensor(targets, dtype=torch.long, device=device),
         rows=list(rows),
         counts=[len(places[row]) for row in rows],
+        read=torch.tensor(sorted(set(predictors)), dtype=torch.long, device=device),
     )
 
 

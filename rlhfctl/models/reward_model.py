@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rlhfctl.errors import Refused
 from rlhfctl.models.encoder_reward import EncoderRewardModel, is_encoder, load_encoder_reward
 from rlhfctl.models.linear import shape_bucket
-from rlhfctl.models.load import config_of, load_trunk
+from rlhfctl.models.load import config_of, hidden_at_predictors, load_trunk
 from rlhfctl.models.packing import pack_reading, plan_packs
 from rlhfctl.models.value_head import (
     Head,
@@ -92,10 +92,7 @@ class RewardModel(nn.Module):
         lengths = [len(row) for row in rows]
         for members in plan_packs(range(len(rows)), lengths, budget):
             pack = pack_reading(members, rows, places, device, bucket)
-            hidden = self.trunk(
-                input_ids=pack.ids, position_ids=pack.positions, use_cache=False, layout=pack.layout
-            ).last_hidden_state[0]
-            values = iter((self.head(hidden[pack.predictors]) + self.bias).tolist())
+            values = iter((self.head(hidden_at_predictors(self.trunk, pack)) + self.bias).tolist())
             for row, count in zip(pack.rows, pack.counts, strict=True):
                 found[row] = [next(values) for _ in range(count)]
         return found

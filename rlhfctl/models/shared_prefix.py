@@ -156,6 +156,7 @@ def pack_shared(
         targets=torch.tensor(targets, dtype=torch.long, device=device),
         rows=[row for _, rows in ordered for row in rows],
         counts=[len(places[row]) for _, rows in ordered for row in rows],
+        read=torch.tensor(sorted(set(predictors)), dtype=torch.long, device=device),
     )
 
 

@@ -39,7 +39,7 @@ def trainer_logprobs(policy: nn.Module, ids: list[int], run: Run = directly) -> 
 
     def forward() -> Tensor:
         hidden = hidden_at_predictors(backbone(policy), batch)
-        return token_logprobs(hidden, head_weight(policy), batch.targets, 1.0)[0]
+        return token_logprobs(hidden, head_weight(policy), batch.targets, 1.0, with_entropy=False)[0]
 
     return run(forward).float().cpu()
 

@@ -53,7 +53,7 @@ def forward(model: nn.Module):  # type: ignore[no-untyped-def]
 
     def logprobs(batch: Pack) -> Tensor:
         hidden = hidden_at_predictors(backbone(model), batch)
-        return token_logprobs(hidden, head_weight(model), batch.targets)[0]
+        return token_logprobs(hidden, head_weight(model), batch.targets, with_entropy=False)[0]
 
     return logprobs
 

@@ -44,7 +44,9 @@ class PpoModels:
     def logprobs(self, batch: Pack) -> Tensor:
         """The policy's log-probabilities [N] under the sampling temperature."""
         hidden = hidden_at_predictors(backbone(self.policy), batch)
-        return token_logprobs(hidden, head_weight(self.policy), batch.targets, self.temperature)[0]
+        return token_logprobs(
+            hidden, head_weight(self.policy), batch.targets, self.temperature, with_entropy=False
+        )[0]
 
     def values(self, batch: Pack) -> Tensor:
         """V(s_t) [N], read where the policy predicts a_t."""
@@ -55,7 +57,7 @@ class PpoModels:
         """[N, 2] of one forward pass through a shared trunk."""
         assert self.critic is not None
         hidden = hidden_at_predictors(backbone(self.policy), batch)
-        logprobs, _ = token_logprobs(hidden, head_weight(self.policy), batch.targets, self.temperature)
+        logprobs, _ = token_logprobs(hidden, head_weight(self.policy), batch.targets, self.temperature, False)
         return torch.stack([logprobs, self.critic.head(hidden)], 1)
 
     def trained(self) -> dict[str, nn.Module]:
@@ -90,7 +92,9 @@ def load_reference(ctx: RunContext, recipe: PpoRecipe, policy: nn.Module) -> For
         def adapters_off_logprobs(batch: Pack) -> Tensor:
             with adapters_off(policy):
                 hidden = hidden_at_predictors(backbone(policy), batch)
-                return token_logprobs(hidden, head_weight(policy), batch.targets, temperature)[0]
+                return token_logprobs(
+                    hidden, head_weight(policy), batch.targets, temperature, with_entropy=False
+                )[0]
 
         return adapters_off_logprobs
     spec = recipe.policy
@@ -100,7 +104,7 @@ def load_reference(ctx: RunContext, recipe: PpoRecipe, policy: nn.Module) -> For
 
     def frozen_logprobs(batch: Pack) -> Tensor:
         hidden = hidden_at_predictors(backbone(frozen), batch)
-        return token_logprobs(hidden, head_weight(frozen), batch.targets, temperature)[0]
+        return token_logprobs(hidden, head_weight(frozen), batch.targets, temperature, with_entropy=False)[0]
 
     return frozen_logprobs
 

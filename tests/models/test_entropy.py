@@ -70,3 +70,22 @@ def test_probabilities_that_underflow_have_no_gradient_and_no_nan():
     entropy.sum().backward()
     assert float(entropy.detach()) == 0.0
     assert hidden.grad.tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_without_entropy_the_log_probabilities_are_the_same(monkeypatch, large):
+    if large:
+        monkeypatch.setattr(head, "in_tiles", lambda weight: True)
+    hidden, weight, targets, on_logprobs, _ = problem()
+    gradients = []
+    for wanted in (True, False):
+        leaf = hidden.clone().requires_grad_()
+        logprobs, entropy = head.token_logprobs(leaf, weight, targets, TEMPERATURE, wanted)
+        assert bool(entropy.any()) == wanted
+        (logprobs * on_logprobs).sum().backward()
+        gradients.append(leaf.grad)
+        with torch.no_grad():
+            assert torch.equal(
+                head.token_logprobs(hidden, weight, targets, TEMPERATURE, wanted)[0], logprobs.detach()
+            )
+    assert torch.equal(*gradients)
