@@ -39,8 +39,14 @@ def test_show_is_the_file_itself_and_runs_as_a_recipe(cli: Cli) -> None:
     assert cli("recipes", "show", "quickstart/ppo", "--json").object["text"] == shown.out
 
 
-@pytest.mark.parametrize("name", shipped_names())
-def test_every_shipped_recipe_dry_runs_where_its_model_and_data_are_absent(
+ABSENT = [
+    "gsm8k/sft-7b-zero2", "gsm8k/cross-family", "gsm8k/grpo-7b-lora-2-nodes", "gsm8k/remote-rm", "gsm8k/oreo-0.5b",
+    "quickstart/reft", "quickstart/oreo-rounds", "quickstart/rm", "stories/against-rm",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_a_shipped_recipe_dry_runs_where_its_model_and_data_are_absent(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Refused with findings that say what is missing, never by a crash of a check. The command in this process: what

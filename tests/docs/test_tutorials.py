@@ -6,35 +6,22 @@ a file of a few rows. Nothing else of a command changes but the keys of SMALL, w
 """
 
 import json
-import re
 import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
+from tiny_hub import MODELS, write_model
 
 from rlhfctl.recipe.tasks import TASKS
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytestmark = pytest.mark.heavy
 
 REPO = Path(__file__).resolve().parents[2]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-HEADERS = (
-    "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}<|end|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}"
-)
-MODELS = {
-    "Qwen/Qwen2.5-0.5B-Instruct": (CHATML, "<|im_end|>", None),
-    "Qwen/Qwen2.5-7B-Instruct": (CHATML, "<|im_end|>", None),
-    "meta-llama/Llama-3.1-8B-Instruct": (HEADERS, "<|eot|>", "<|bos|>"),
-    "Skywork/Skywork-Reward-V2-Llama-3.1-8B": (HEADERS, "<|eot|>", "<|bos|>"),
-}
 SMALL = {
     "": (
         "train.epochs=null",
@@ -49,40 +36,6 @@ SMALL = {
 }
 
 
-def write_model(path: Path, template: str, eos: str, bos: str | None) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-
-    special = ["<|pad|>", eos, *([bos] if bos else []), "<|im_start|>", "<|start|>", "<|end|>"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*special, *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    path.mkdir(parents=True)
-    tokenizer.save(str(path / "tokenizer.json"))
-    named = {"eos_token": eos, "pad_token": "<|pad|>"} | ({"bos_token": bos} if bos else {})
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **named}
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        bos_token_id=vocabulary.get(bos) if bos else None,
-        eos_token_id=vocabulary[eos],
-        pad_token_id=0,
-        num_labels=1,
-    )
-    scored = "Reward" in path.name
-    (LlamaForSequenceClassification if scored else LlamaForCausalLM)(config).save_pretrained(path)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, chains: Path) -> Path:
     """A directory as the reader's: the hub's models by their names, the quickstart's models and data."""
@@ -93,8 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, chains: Path) -> Path:
 
 
 def blocks(page: str, language: str) -> list[str]:
-    inside = re.split(r"^```", (REPO / f"docs/tutorials/{page}.md").read_text(), flags=re.MULTILINE)[1::2]
-    return [block.split("\n", 1)[1] for block in inside if block.split("\n", 1)[0] == language]
+    return pages.blocks((REPO / f"docs/tutorials/{page}.md").read_text(), language)
 
 
 def commands(page: str) -> list[list[str]]:
@@ -232,7 +184,7 @@ def test_reward_model(home: Path, do: Do) -> None:
     data = ("data.train=[{path: labelled.jsonl, format: trajectory}]", "data.eval=[]")
     do(rm_dry, *data)
     do(rm, *data)
-    do(rm_pairs, "data.eval=[]")
+    do(rm_pairs)
     answered(home, do)
     do(best)
 
