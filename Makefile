@@ -1,5 +1,5 @@
 # make quickstart   install, then the whole main job on the CPU with a tiny model (minutes)
-# make test         install, then the tests but the heavy ones (JOBS=2 at a time);  make test-heavy: those
+# make test         install, then the tests but the heavy ones (JOBS=2 at a time);  make test-heavy: those (3: many wait)
 # make schema       recipes/schema/TASK.json from the keys of the code: after a change of them
 # make lint         ruff and mypy;  make bench: the benchmarks as JSON lines;  make install: .venv alone
 # make install-full vLLM, DeepSpeed and bitsandbytes for the CPU as well (3 GB)
@@ -8,6 +8,7 @@
 
 VENV ?= .venv
 JOBS ?= 2
+HEAVY_JOBS ?= 3
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 TORCH ?= torch==2.13.0
@@ -39,7 +40,7 @@ test: $(INSTALLED_DEV)
 
 test-heavy: $(INSTALLED_DEV) $(INSTALLED_FULL)
 	@failed=0; \
-	$(BIN)/python -m pytest -m "heavy and not timed" -n $(JOBS) --dist loadfile --no-loadscope-reorder || failed=1; \
+	$(BIN)/python -m pytest -m "heavy and not timed" -n $(HEAVY_JOBS) --dist loadfile --no-loadscope-reorder || failed=1; \
 	$(BIN)/python -m pytest -m "heavy and timed" || failed=1; \
 	exit $$failed
 

@@ -69,17 +69,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(task, workspace, command, 
 @pytest.mark.heavy
 @pytest.mark.parametrize("task", ["sft", "rm", "ppo"])
 def test_kill_9_at_random_moments(task, workspace, command, cli, metrics, tmp_path):
-    """Four kills: two at random moments of a step (rollout, reward, update), two while a checkpoint is written."""
+    """Three kills: two at random moments of a step (rollout, reward, update), one while a checkpoint is written."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    longer = {"train.steps": 24, "train.save_every": 1, "train.batch_size": 128}
+    longer = {"train.steps": 12, "train.save_every": 1, "train.batch_size": 128}
     cli(*command(task, whole, longer), cwd=workspace)
     rng = random.Random(f"kills {task}")
-    moments = ["step", "checkpoint", "checkpoint", "step"]
+    moments = ["step", "checkpoint", "step"]
     killed, arguments = 0, command(task, parts, longer)
     for moment in moments:
         before = lines(parts)
         process = start(arguments, workspace)
-        asides = [parts / "checkpoints" / f".step_{step:06d}.aside" for step in range(25)]
+        asides = [parts / "checkpoints" / f".step_{step:06d}.aside" for step in range(13)]
         if moment == "checkpoint":
             reached = wait_for(lambda asides=asides: any(os.path.isdir(path) for path in asides), process)
         else:
@@ -90,7 +90,7 @@ def test_kill_9_at_random_moments(task, workspace, command, cli, metrics, tmp_pa
         process.communicate(timeout=30)
         killed += process.returncode == -signal.SIGKILL
         arguments = [task, "--resume", "--run-dir", str(parts), "-q"]
-    assert killed >= 3
+    assert killed >= 2
     cli(*arguments, cwd=workspace)
     same_result(parts, whole, metrics)
     assert not list((parts / "checkpoints").glob(".*"))
