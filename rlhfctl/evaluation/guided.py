@@ -20,21 +20,37 @@ from rlhfctl.search.best_of_n import best_of
 
 if TYPE_CHECKING:
     from rlhfctl.evaluation.run import Answerer, Row, State
+    from rlhfctl.rewards.model import ModelReward
 
 TOKENS_PER_FORWARD = 16384
 
 
-def choose(
-    settings: Settings, answerer: "Answerer", judge: Judge, rows: list["Row"], say: Callable[[str], None]
-) -> None:
-    """Fills the rows' states, and `chosen` where the search chooses."""
+def load_guide(settings: Settings, answerer: "Answerer") -> "ModelReward | ValueFunction | None":
+    """What ranks; loaded before anything is sampled, which a directory that cannot be read would waste."""
     if settings.reward_model is not None:
-        scores = _reward_scores(settings.reward_model, answerer, rows)
-        _best_of_n(rows, scores, settings.alpha or 0.0)
-        return
-    assert settings.value_model is not None
+        from rlhfctl.rewards.model import ModelReward
+
+        return ModelReward(ModelSource(kind="model", path=settings.reward_model), answerer.encoder)
+    if settings.value_model is None:
+        return None
     model = load_value_model(settings.value_model, resolve_dtype("auto", answerer.device), answerer.device)
     refuse_other_vocabulary(settings.value_model, answerer.tokenizer)
+    return model
+
+
+def choose(
+    guide: "ModelReward | ValueFunction",
+    settings: Settings,
+    answerer: "Answerer",
+    judge: Judge,
+    rows: list["Row"],
+    say: Callable[[str], None],
+) -> None:
+    """Fills the rows' states, and `chosen` where the search chooses."""
+    if not isinstance(guide, ValueFunction):
+        _best_of_n(rows, _reward_scores(guide, rows), settings.alpha or 0.0)
+        return
+    model = guide
     alpha = settings.alpha if settings.alpha is not None else float(model.facts.get("alpha", 0.0))
     read = [(row, answer) for row in rows for answer in (row.samples or [row.greedy])]
     values = _read_states(model, answerer, read)
@@ -83,14 +99,11 @@ def _states(answer: Answer, values: Sequence[float], logistic: bool) -> list["St
     ]
 
 
-def _reward_scores(path: str, answerer: "Answerer", rows: Sequence["Row"]) -> list[list[float]]:
-    from rlhfctl.rewards.model import ModelReward
-
-    source = ModelReward(ModelSource(kind="model", path=path), answerer.encoder)
+def _reward_scores(source: "ModelReward", rows: Sequence["Row"]) -> list[list[float]]:
     samples = [reward_sample(row.prompt.sample, answer.text) for row in rows for answer in row.samples]
     outcomes = source.score(samples)
     if not any(outcome.status == "ok" for outcome in outcomes):
-        raise Refused(f"{path} scored none of the samples: {outcomes[0].error}")
+        raise Refused(f"the reward model scored none of the samples: {outcomes[0].error}")
     scores = iter(-math.inf if outcome.score is None else outcome.score for outcome in outcomes)
     return [[next(scores) for _ in row.samples] for row in rows]
 

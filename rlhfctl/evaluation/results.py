@@ -1,6 +1,7 @@
 """The files of an evaluation: one line a prompt, and the object that --json prints."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from rlhfctl.evaluation.estimates import Estimate
 
 if TYPE_CHECKING:
     from rlhfctl.evaluation.run import Result, Row
+    from rlhfctl.evaluation.settings import Settings
 
 RESULTS, SUMMARY = "results.jsonl", "eval.json"
 
@@ -66,6 +68,21 @@ def write(directory: Path, lines: Sequence[dict[str, Any]], result: "Result") ->
     text = json.dumps({"schema": 1, **summary(result)}, indent=1, default=str)
     (directory / SUMMARY).write_text(text + "\n", encoding="utf-8")
     return directory
+
+
+def refuse_unwritable(settings: "Settings") -> None:
+    """Before anything is sampled: hours of answers are not lost for a directory that nobody can write to. Raises
+    UsageError; makes the directories, no file."""
+    wanted = [settings.out / RESULTS] if settings.out is not None else []
+    for path in [*wanted, *(each for each in (settings.trajectories, settings.trees) if each is not None)]:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from None
+        if path.is_dir():
+            raise UsageError(f"cannot write {path}: it is a directory")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UsageError(f"cannot write {path}: permission denied")
 
 
 def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:

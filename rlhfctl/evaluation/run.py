@@ -134,10 +134,14 @@ def evaluate(settings: Settings, say: Say) -> Result:
         say(
             f"warning: {overlaps} of {len(prompts)} prompts are in the training data too: their answers may be memory"
         )
+    results.refuse_unwritable(settings)
+    guide = guided.load_guide(settings, answerer)
     sources = build_sources(subject.reward, answerer.encoder)
     try:
         judge = Judge(sources, answerer.encoder, answerer.delimiters)
         rows = _answer(settings, answerer, judge, prompts, say)
+        if guide is not None:
+            guided.choose(guide, settings, answerer, judge, rows, say)
     finally:
         for source in sources:
             source.close()
@@ -183,6 +187,4 @@ def _answer(
         sampled = judge(repeated, answerer.sample(prompts, n))
         for place, row in enumerate(rows):
             row.samples = sampled[place * n : (place + 1) * n]
-    if settings.value_model or settings.reward_model:
-        guided.choose(settings, answerer, judge, rows, say)
     return rows

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
@@ -111,16 +112,32 @@ def load_classifier(path: Path, dtype: torch.dtype, options: dict[str, Any]) -> 
 
 
 def safe_weights(path: str) -> None:
-    """Raises Refused for a directory whose weights are pickles alone: reading one can run any code.
+    """Raises Refused for a directory whose weights are pickles alone: reading one can run any code; for one without
+    weights, or with a file that is cut.
 
     For a model on the hub use_safetensors says the same to transformers."""
     directory = Path(path)
+    if not directory.is_dir():
+        return
+    files = sorted(directory.glob("*.safetensors"))
     pickles = [file.name for form in ("*.bin", "*.pt", "*.pth") for file in sorted(directory.glob(form))]
-    if pickles and not any(directory.glob("*.safetensors")):
+    if pickles and not files:
         raise Refused(
             f"{path} holds its weights as pickles alone ({pickles[0]}), and none is read, for it can run any code: "
             "convert it to safetensors where you trust it"
         )
+    if not files:
+        raise Refused(
+            f"{path} holds no weights (*.safetensors): give a directory that a run or a download wrote"
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise Refused(
+                f"the weights of {path} are damaged ({file.name}: {error}): copy or download them again"
+            ) from None
 
 
 def refuse_incomplete(path: str, report: dict[str, Any]) -> None:

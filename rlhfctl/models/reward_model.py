@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rlhfctl.errors import Refused
 from rlhfctl.models.encoder_reward import EncoderRewardModel, is_encoder, load_encoder_reward
 from rlhfctl.models.linear import shape_bucket
-from rlhfctl.models.load import config_of, hidden_at_predictors, load_trunk
+from rlhfctl.models.load import config_of, hidden_at_predictors, load_trunk, safe_weights
 from rlhfctl.models.packing import pack_reading, plan_packs
 from rlhfctl.models.value_head import (
     Head,
@@ -116,6 +116,7 @@ def load_reward_model(
     adapter = (directory / "adapter_config.json").is_file()
     if not adapter and not (directory / "config.json").is_file():
         raise Refused(f"{path} is not a model directory: it has no config.json")
+    safe_weights(path)
     if not adapter and is_encoder(directory):
         mean, std = normalisation(path, read_config(directory))
         return load_encoder_reward(path, dtype, device, mean, std, trust_remote_code)

@@ -1,6 +1,7 @@
 """`rlhfctl eval` from the command line: results, files, and one sentence for each mistake."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,8 @@ def test_prompts_that_were_trained_on_are_counted(
         ),
         (("RUN", "--search", "best-of-n"), 2, "ranks samples: give --value-model DIR or --reward-model DIR"),
         (("RUN", "--search", "beam", "--value-model", "RUN/final"), 5, "is not a value model"),
+        (("RUN", "--out", "/proc/x"), 2, "cannot write /proc/x/results.jsonl"),
+        (("RUN", "--search", "sample", "--save-trajectories", "."), 2, "cannot write .: it is a directory"),
         (("RUN", "-n", "4"), 2, "-n is for --search sample, best-of-n or beam"),
         (("RUN", "--value-model", "x"), 2, "--value-model is for --search sample, best-of-n or beam"),
         (
@@ -154,6 +157,31 @@ def test_a_mistake_is_one_sentence(
     assert said in told["message"]
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "none"])
+def test_weights_that_cannot_be_read_are_told_before_anything_is_sampled(
+    finished_run: Path, chains: Path, evaluate: Evaluate, tmp_path: Path, damage: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(finished_run / "final", model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    if damage == "none":
+        weights.unlink()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"value_model": {"head": "scalar"}}))
+    said = {"cut": "the weights of", "none": "holds no weights (*.safetensors)"}[damage]
+    rank = (str(finished_run), "--search", "best-of-n")
+    for words in (
+        (str(model), "--data", str(chains / "data/eval.jsonl"), "--verifier", "chain_answer"),
+        (*rank, "--reward-model", str(model)),
+        (*rank, "--value-model", str(model)),
+    ):
+        told, err = evaluate(*words)
+        assert (told["exit_code"], told["message"].count("\n")) == (5, 0)
+        assert said in told["message"]
+        assert "greedy" not in err
 
 
 def test_an_unfinished_run_and_a_reward_model_run(
