@@ -85,7 +85,7 @@ def text_maker(model: Path, rng: random.Random) -> Callable[[int], str]:
 def make_rows_of(model: Path, out: Path, length: int, rows: int) -> None:
     """out/sft.jsonl: conversations of about `length` tokens, the template's included, half of them the response's."""
     text = text_maker(model, random.Random(SEED))
-    half = (length - 16) * 15 // 32  # text read again has a few tokens more
+    half = (length - 16) * 14 // 32  # text read again has a few tokens more
     out.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps({"prompt": text(half), "response": text(half)}) + "\n" for _ in range(rows))
     (out / "sft.jsonl").write_text("".join(lines))

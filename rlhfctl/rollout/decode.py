@@ -19,6 +19,7 @@ from rlhfctl.models.direct_gradient import DirectEmbedding
 from rlhfctl.models.linear import OnednnLinear, shape_bucket
 from rlhfctl.models.load import backbone, config_of, head_weight
 from rlhfctl.models.merged import merged_linear
+from rlhfctl.rollout.prompt_once import Prompts, shareable
 
 FAMILY = {
     "transformers.models.llama.modeling_llama": "Llama",
@@ -123,7 +124,7 @@ class FusedWeights:
         self.onednn = shape_bucket(self.dtype, self.device) > 1 and onednn_computes(self.dtype)
         self.embedding: Tensor = trunk.embed_tokens.weight
         self.final_norm: Tensor = trunk.norm.weight
-        self.eps: float = trunk.norm.variance_epsilon
+        self.eps = torch.tensor(trunk.norm.variance_epsilon, device=self.device)
         self.activation = trunk.layers[0].mlp.act_fn
         first = trunk.layers[0].self_attn
         self.dim: int = first.head_dim
@@ -161,7 +162,9 @@ class FusedWeights:
         return Matrix(weight, None if bias is None else bias.detach(), self.onednn)
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.rms_norm(x, weight.shape, weight, self.eps)
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.addcmul(self.eps, size, size, value=1 / x.shape[-1]).rsqrt_()
+        return (x * scale).mul_(weight) if x.dtype == torch.float32 else weight * (x * scale).to(x.dtype)
 
 
 def onednn_computes(dtype: torch.dtype) -> bool:
@@ -175,25 +178,31 @@ class StaticDecoder:
 
     The rows that still go on are the first ones: one that has finished is overwritten by the last. A prompt shorter
     than P leaves a gap behind it that the mask, made once, hides; positions are carried by the keys' rotation, not by
-    their place.
+    their place. Long prompts that several rows share are held once (rollout/prompt_once.py); the cache then has the
+    rows' own tokens alone.
     """
 
     def __init__(self, weights: FusedWeights, owner: Tensor, lengths: Tensor, width: int, room: int) -> None:
         """owner [R]: the group of each row; lengths [G]: of the prompts; width: P."""
         self.weights, self.owner, self.lengths = weights, owner, lengths
-        self.rows, self.width, self.filled = len(owner), width, width
+        self.rows, self.width = len(owner), width
         # The CPU's bfloat16 attention is slower than the float32 one, and rounds more.
         self.exact = torch.float32 if weights.device.type == "cpu" else weights.dtype
-        shape = (len(weights.layers), 2, self.rows, weights.keys, width + room, weights.dim)
+        layers, heads, dim = len(weights.layers), weights.keys, weights.dim
+        self.prompts: Prompts | None = None
+        if shareable(owner, len(lengths), width):
+            self.prompts = Prompts(layers, owner, lengths, width, heads, dim, self.exact)
+        self.filled = 0 if self.prompts else width
+        shape = (layers, 2, self.rows, heads, self.filled + room, dim)
         self.cache = torch.empty(shape, dtype=self.exact, device=weights.device)
         places = torch.arange(width + room, device=weights.device)
         cos, sin = weights.trunk.rotary_emb(weights.embedding, places[None])
-        half = weights.dim // 2
+        half = dim // 2
         # rotate_half(x) * sin = roll(x) * (-sin, sin)
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
         gaps = (places >= lengths[owner][:, None]) & (places < width)
         self.mask: Tensor | None = None
-        if bool(gaps.any()):
+        if self.prompts is None and bool(gaps.any()):
             hidden = torch.zeros(gaps.shape, dtype=self.exact, device=weights.device)
             self.mask = hidden.masked_fill_(gaps, -torch.inf)[:, None, None, :]
 
@@ -201,8 +210,11 @@ class StaticDecoder:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
         """The module's attention over the prompts (models/attention.py: Layout): keys and values are kept."""
-        self.cache[layer, 0, :, :, : self.width] = key.index_select(0, self.owner)
-        self.cache[layer, 1, :, :, : self.width] = value.index_select(0, self.owner)
+        if self.prompts:
+            self.prompts.store(layer, key, value)
+        else:
+            self.cache[layer, 0, :, :, : self.width] = key.index_select(0, self.owner)
+            self.cache[layer, 1, :, :, : self.width] = value.index_select(0, self.owner)
         # Right-padded prompts need no mask: causality keeps real tokens from the padding behind them.
         return causal_attention(query, key, value, scale, window)
 
@@ -225,7 +237,7 @@ class StaticDecoder:
         mask = None if self.mask is None else self.mask[:rows, :, :, :end]
         turned = w.queries + w.keys
         x = functional.embedding(ids, w.embedding)
-        for layer, cache in zip(w.layers, self.cache.unbind(0), strict=True):
+        for number, (layer, cache) in enumerate(zip(w.layers, self.cache.unbind(0), strict=True)):
             qkv = layer.qkv(w.norm(x, layer.attention_norm)).view(rows, turned + w.keys, w.dim)
             straight = qkv[:, :turned]
             rotated = straight * cos + straight.roll(w.dim // 2, -1) * sin
@@ -233,9 +245,11 @@ class StaticDecoder:
             keys[:, :, place], values[:, :, place] = rotated[:, w.queries :], qkv[:, turned:]
             # The A / K query heads of one key head stand where the tokens of a longer query would.
             query = rotated[:, : w.queries].view(rows, w.keys, -1, w.dim).to(self.exact)
-            mixed = functional.scaled_dot_product_attention(
-                query, keys[:, :, :end], values[:, :, :end], attn_mask=mask, scale=w.scale
-            )
+            own = keys[:, :, :end], values[:, :, :end]
+            if self.prompts:
+                mixed = self.prompts.attend(number, query, *own, w.scale)
+            else:
+                mixed = functional.scaled_dot_product_attention(query, *own, attn_mask=mask, scale=w.scale)
             x = x + layer.out(mixed.reshape(rows, -1).to(x.dtype))
             gate, up = layer.gate_up(w.norm(x, layer.mlp_norm)).chunk(2, dim=-1)
             x = x + layer.down(w.activation(gate) * up)
@@ -246,5 +260,7 @@ class StaticDecoder:
         """Row order[i] becomes row i; the rows past len(order) are no more."""
         moved = (order != torch.arange(len(order), device=order.device)).nonzero().squeeze(1)
         self.cache[:, :, moved, :, : self.filled] = self.cache[:, :, order[moved], :, : self.filled]
+        if self.prompts:
+            self.prompts.select(order)
         if self.mask is not None:
             self.mask[moved] = self.mask[order[moved]]

@@ -12,7 +12,7 @@ from rlhfctl.models.linear import onednn_is_faster
 from rlhfctl.models.load import prepare
 from rlhfctl.models.lora import add_lora
 from rlhfctl.recipe.sections import Lora
-from rlhfctl.rollout import hf
+from rlhfctl.rollout import hf, prompt_once
 from rlhfctl.rollout.decode import FusedWeights, StaticDecoder, uncovered
 from rlhfctl.rollout.types import Request, Sampling
 
@@ -99,11 +99,13 @@ def decoded(make, config, new=12):
     return torch.stack(found).log_softmax(-1)
 
 
+@pytest.mark.parametrize("worth", [1, 128], ids=["prompts-once", "prompts-by-row"])
 @pytest.mark.parametrize(
     ("name", "lora"), [*((name, False) for name in CONFIGS), ("llama-biases", True), ("qwen2", True)]
 )
 @torch.no_grad()
-def test_equal_to_the_module(library, name, lora):
+def test_equal_to_the_module(library, name, lora, worth, monkeypatch):
+    monkeypatch.setattr(prompt_once, "WORTH", worth)
     model = build(CONFIGS[name], lora=lora)
     assert uncovered(model) is None
     weights = FusedWeights(model)
@@ -196,3 +198,23 @@ def test_what_the_module_keeps(config, lora, dtype, change, reason):
     if change is not None:
         change(model)
     assert reason in uncovered(model)
+
+
+@torch.no_grad()
+def test_rows_of_one_prompt_need_not_be_neighbours(monkeypatch):
+    """Slots are found by prompt; a row that reads another prompt's keys, or a stale slot, gives other numbers."""
+    monkeypatch.setattr(prompt_once, "WORTH", 1)
+    model = build(CONFIGS["qwen2"])
+    owner, lengths = torch.tensor([1, 0, 2, 1, 0, 1]), torch.tensor([3, 5, 2])
+    ids = torch.randint(9, 61, (3, 5), generator=torch.Generator().manual_seed(5))
+    weights, found = FusedWeights(model), []
+    for decoder in (
+        StaticDecoder(weights, owner, lengths, 5, 3),
+        hf.ModuleDecoder(model, owner, lengths, 5, 3),
+    ):
+        assert getattr(decoder, "prompts", None) is not None or isinstance(decoder, hf.ModuleDecoder)
+        logits = [decoder.prefill(ids), decoder.step(torch.arange(20, 26), lengths[owner])]
+        decoder.select(torch.tensor([0, 5, 2, 3]))  # row 5 in the place of row 1, row 4 is no more
+        logits.append(decoder.step(torch.arange(30, 34), lengths[owner[[0, 5, 2, 3]]] + 1))
+        found.append(torch.cat(logits).log_softmax(-1))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)

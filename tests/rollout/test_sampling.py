@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlhfctl.rollout.sampling import draw, uniforms
+from rlhfctl.rollout.sampling import draw, invert, uniforms
 
 
 def test_inverse_cdf_by_hand():
@@ -56,3 +56,30 @@ def test_streams_look_uniform_and_unrelated_between_neighbours():
     centred = rows - 0.5
     neighbours = (centred[1:] * centred[:-1]).mean() * 12
     assert abs(float(neighbours)) < 0.02
+
+
+@pytest.mark.parametrize("vocabulary", [3, 64, 65, 4096])
+def test_blocks_invert_the_distribution_function(vocabulary):
+    """Against one running sum in double: every draw lands in its token's interval, at edges of blocks too."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    mass = (3 * torch.randn(200, vocabulary, generator=generator)).softmax(-1)
+    mass[:, ::7] = 0
+    uniform = torch.rand(200, generator=generator)
+    uniform[:2] = torch.tensor([0.0, 1 - 2**-24])
+    ids = invert(mass, uniform)
+    upto = mass.double().cumsum(-1)
+    target = uniform.double() * upto[:, -1]
+    rows = torch.arange(200)
+    start = upto[rows, ids] - mass[rows, ids].double()
+    assert bool((target >= start - 1e-6).all())
+    assert bool((target <= upto[rows, ids] + 1e-6).all())
+    assert bool((mass[rows, ids] > 0).all())
+    assert len(set(ids.tolist())) > min(vocabulary, 60) / 2
+
+
+def test_a_draw_never_lands_on_what_has_no_mass():
+    """A single token of any block, and the largest uniform number there is."""
+    for place in (0, 63, 64, 99):
+        mass = torch.zeros(2, 100)
+        mass[:, place] = 1 / 3
+        assert invert(mass, torch.tensor([0.0, 1 - 2**-24])).tolist() == [place, place]
