@@ -16,6 +16,7 @@ from rlhfctl.preflight.inputs import Inputs, NotThere
 from rlhfctl.preflight.machine import processes, uses_bfloat16, world_size
 from rlhfctl.preflight.memory_terms import (
     Bytes,
+    full_pack,
     head_gradient,
     head_logits,
     kept_activations,
@@ -23,6 +24,7 @@ from rlhfctl.preflight.memory_terms import (
     pack_tokens,
     repeated_keys,
     rollout_bytes,
+    row_length,
     step_bytes,
     tensors,
     weight_gradients,
@@ -223,10 +225,13 @@ def passes(
             moments += [earlier(critic) + own, pack + done(critic), last + done(critic)]
         else:
             moments += [pack + earlier(critic), done(policy) + earlier(critic) + own, last + done(critic)]
-    if prm is not None:
+    if prm is not None:  # rows one by one, the whole batch
+        longest = row_length(recipe)
+        tokens, many = full_pack(recipe, longest, longest * max(1, recipe.train.batch_size // world))
         whole = kept_activations(shape, width, tokens, False, checkpointing, cpu)
         matrix = head_logits(recipe, shape, tokens, cpu) + head_gradient(recipe, shape, width, many, cpu)
-        moments += [earlier(prm) + tensors(prm.buffers) + whole + matrix, prm.gradients + prm.step]
+        before = prm.gradients if many else nothing
+        moments += [before + Bytes(prm.buffers) + whole + matrix, prm.gradients + prm.step]
     return moments
 
 

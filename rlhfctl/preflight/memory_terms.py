@@ -49,9 +49,21 @@ def pack_tokens(recipe: AnyRecipe, world: int) -> tuple[int, bool]:
     longest = row_length(recipe) * (2 if isinstance(recipe, RmRecipe) else 1)
     minibatches = recipe.algorithm.minibatches if isinstance(recipe, PpoRecipe) else 1
     rows = max(1, recipe.train.batch_size // minibatches // world)
+    passing = rows * longest
+    if isinstance(recipe, PpoRecipe) and repeated_keys(recipe) > 1:
+        # A minibatch is drawn from all samples, and ranks share a prompt's: fewer of one prompt meet there.
+        most = rows if world == 1 else max(1, rows // 2)
+        together = min(most, max(1, recipe.rollout.n // minibatches))
+        new = recipe.rollout.max_new_tokens
+        shared = -(-rows // together) * (longest - new) + rows * new
+        passing = min(passing, max(shared, rows * new * 5 // 4))  # or prompts just too short to be shared
+    return full_pack(recipe, longest, passing)
+
+
+def full_pack(recipe: AnyRecipe, longest: int, passing: int) -> tuple[int, bool]:
+    """As pack_tokens. passing: tokens of a step on this rank; longest: of a row."""
     budget = max(recipe.train.tokens_per_microbatch, longest)
-    tokens = min(budget, rows * longest)
-    return -(-tokens // BUCKET) * BUCKET, rows * longest > budget
+    return -(-min(budget, passing) // BUCKET) * BUCKET, passing > budget
 
 
 def repeated_keys(recipe: AnyRecipe) -> float:

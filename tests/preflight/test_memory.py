@@ -148,6 +148,12 @@ def test_samples_of_one_prompt_hold_its_keys_each() -> None:
     assert memory_terms.repeated_keys(recipe("ppo", rollout={"max_new_tokens": 64})) == 1024 / 448
     assert memory_terms.repeated_keys(recipe("ppo", rollout={"max_new_tokens": 64, "n": 1})) == 1
     assert memory_terms.repeated_keys(recipe("ppo", rollout={"max_new_tokens": 250})) == 1  # 6 of a prompt
+    few = recipe("ppo", rollout={"max_new_tokens": 64}, train={"batch_size": 16})
+    assert memory_terms.pack_tokens(few, 1) == (4 * 448, False)
+    halves = recipe(
+        "ppo", rollout={"max_new_tokens": 64}, train={"batch_size": 16}, algorithm={"minibatches": 2}
+    )
+    assert memory_terms.pack_tokens(halves, 1) == (1280, False)  # 4 x (192 + 2 x 64) of 8 rows
     longer = recipe("ppo", rollout={"max_new_tokens": 64, "max_prompt_length": 448})
     assert (memory_terms.row_length(longer), memory_terms.repeated_keys(longer)) == (512, 2048 / 704)
 

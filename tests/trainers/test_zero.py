@@ -45,7 +45,10 @@ STAGES = {
         "bf16": (2,),
     },
 }
-STOPPED = {1: (("sft", 1),), 2: (("gae", 3), ("bf16", 2), ("lora", 3))}
+STOPPED = {
+    1: (("sft", 1),),
+    2: (("gae", 3), ("bf16", 2), ("lora", 3), ("rm", 3), ("reft", 2), ("oreo", 3)),
+}
 
 
 EXTENSIONS = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache/torch_extensions"))
