@@ -193,9 +193,8 @@ def passes(
     tokens, many = pack_tokens(recipe, world)
     keys = repeated_keys(recipe)
     kept = kept_activations(shape, width, tokens, lora, checkpointing, cpu, keys)
-    head = head_logits(recipe, shape, tokens, cpu)
-    if not lora:
-        head += head_gradient(recipe, shape, width, many, cpu)
+    logits = head_logits(recipe, shape, tokens, cpu)
+    head = logits + (nothing if lora else head_gradient(recipe, shape, width, many, cpu))
     found.activations, found.logits = kept.total, head.total
     found.zero_buffers = policy.buffers + (critic.buffers if critic else 0)
     buffers = Bytes(found.zero_buffers)
@@ -215,8 +214,10 @@ def passes(
     moments = [step]
     if critic is None:
         moments += [pack, last]
-    elif isinstance(recipe, OreoRecipe):  # both graphs at a time
-        moments += [pack + kept + earlier(critic), last + done(critic)]
+    elif isinstance(recipe, OreoRecipe):
+        # Both graphs while the policy passes forward; the value model's is freed before the policy passes backward.
+        both = earlier(policy) + earlier(critic) + buffers + kept + kept + logits
+        moments += [both, pack + done(critic), last + done(critic)]
     else:
         values = recipe.values_of()
         adapted = values is not None and values.lora is not None
