@@ -15,17 +15,19 @@ Metrics = Callable[[Path], list[dict[str, float]]]
 def test_stories(
     repo: Path, shared: Path, tmp_path: Path, environment: dict[str, str], metrics: Metrics
 ) -> None:
-    """sft lowers the loss by more than a nat; ppo raises the reward by 0.3 and more with a bounded KL."""
+    """In half of the recipes' steps: sft lowers the loss by more than 0.6 nat; ppo raises the reward by 0.3 and more
+    with a bounded KL."""
     model = f"policy.path={shared / 'models/stories260k'}"
     data = f"data.train=[{{path: {shared / 'data/alpaca/alpaca_2000.messages.jsonl'}}}]"
-    for task, overrides in (("sft", [model, data]), ("ppo", [model])):
+    sft, ppo = [model, data, "train.steps=60"], [model, "train.steps=30"]
+    for task, overrides in (("sft", sft), ("ppo", ppo)):
         run = tmp_path / task
         command = ["rlhfctl", task, f"stories/{task}", *overrides, "--run-dir", str(run)]
         done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.strip() == str(run)
     losses = [row["loss/sft"] for row in metrics(tmp_path / "sft")]
-    assert losses[0] - sum(losses[-4:]) / 4 > 1.0
+    assert losses[0] - sum(losses[-4:]) / 4 > 0.6
     rows = metrics(tmp_path / "ppo")
     rewards = [row["reward/mean"] for row in rows]
     assert sum(rewards[-5:]) / 5 - rewards[0] > 0.3
@@ -40,7 +42,8 @@ def test_stories(
 def test_a_taste_is_learned_from_pairs_of_stories(
     repo: Path, shared: Path, tmp_path: Path, environment: dict[str, str], ends: Ends
 ) -> None:
-    """Pairs judged by a rule that no recipe states: fresh ones are told apart, and not by their length."""
+    """Pairs judged by a rule that no recipe states: fresh ones are told apart after half of the recipe's steps,
+    and not by their length."""
     model = f"policy.path={shared / 'models/stories260k'}"
 
     def run(*command: str) -> None:
@@ -50,7 +53,8 @@ def test_a_taste_is_learned_from_pairs_of_stories(
     run(
         sys.executable, str(repo / "recipes/stories/pairs.py"), str(shared / "models/stories260k"), ".stories"
     )
-    run("rlhfctl", "rm", "stories/rm", model, "--run-dir", ".stories/rm")
+    half = ["train.steps=60", "train.eval_every=60"]
+    run("rlhfctl", "rm", "stories/rm", model, *half, "--run-dir", ".stories/rm")
     _, after = ends(tmp_path / ".stories/rm")
     assert after["eval/accuracy"] >= 0.85
     assert after["eval/length_accuracy"] < 0.65
