@@ -1,7 +1,10 @@
 """`rlhfctl eval` from the command line: results, files, and one sentence for each mistake."""
 
 import json
+import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +185,18 @@ def test_weights_that_cannot_be_read_are_told_before_anything_is_sampled(
         assert (told["exit_code"], told["message"].count("\n")) == (5, 0)
         assert said in told["message"]
         assert "greedy" not in err
+
+
+def test_a_ctrl_c_says_that_there_is_no_result(
+    finished_run: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "never.jsonl")  # read without end
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    told, err = evaluate(str(finished_run), "--data", str(tmp_path / "never.jsonl"))
+    timer.join()
+    assert (told["exit_code"], told["message"]) == (130, "interrupted before there was a result")
+    assert err == "interrupted before there was a result\n"
 
 
 def test_an_unfinished_run_and_a_reward_model_run(

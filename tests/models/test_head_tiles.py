@@ -75,6 +75,10 @@ def test_the_known_loss_goes_in_tiles_too() -> None:
     assert near(matrix.grad, wanted[2])
 
 
+def test_from_which_vocabulary_on() -> None:
+    assert [head_tiles.in_tiles(torch.empty(size, 1)) for size in (31, 32, 33)] == [False, True, True]
+
+
 def test_a_logit_far_above_the_others_overflows_nothing() -> None:
     hidden, weight, targets, _ = case()
     logprobs, entropy = token_logprobs(hidden * 1000, weight, targets)
@@ -100,3 +104,13 @@ def test_a_lookup_adds_its_rows_to_the_gradient(dtype: torch.dtype) -> None:
     tolerance = 1e-6 if dtype == torch.float32 else 4e-3  # one rounding of the sum
     assert (direct.weight.grad.double() - wanted).norm() <= tolerance * wanted.norm()
     assert torch.equal(direct(ids), direct.weight[ids])
+
+
+def test_a_frequent_token_counts_every_time() -> None:
+    """1,000 gradients of 1: added one after the other in bfloat16 they would end at 256."""
+    direct = DirectEmbedding(VOCABULARY, HIDDEN, dtype=torch.bfloat16)
+    allow(direct.weight)
+    direct(torch.full((1, 1000), 3)).sum().backward()
+    assert direct.weight.grad is not None
+    assert direct.weight.grad[3].tolist() == [1000.0] * HIDDEN
+    assert float(direct.weight.grad.float().sum()) == 1000.0 * HIDDEN

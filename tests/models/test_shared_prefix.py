@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rlhfctl.models.head import token_logprobs
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors
 from rlhfctl.models.packing import plan_packs, split_over_ranks
-from rlhfctl.models.shared_prefix import Sharing, common_prefix, pack_shared
+from rlhfctl.models.shared_prefix import Sharing, common_prefix, pack_shared, worth_sharing
 from tests.models.test_packed_forward import CONFIGS, one_by_one, two_copies
 
 PREFIXES = ([5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [30] * 12)
@@ -83,6 +83,22 @@ def test_plans_hold_every_row_once_within_the_budget(drawn, budget, world):
             batch = sharing.pack(members)
             assert sorted(batch.rows) == sorted(members)
             assert batch.ids.shape[1] <= budget or len(members) == 1
+
+
+def test_a_group_is_parted_by_the_budget_and_for_the_ranks():
+    """16 samples of one prompt of 10 tokens, 5 tokens each: 10 + 5 n pass together."""
+    sharing = Sharing([[1] * 10 + [2] * 5] * 16, [[]] * 16, [10] * 16)
+    assert [len(unit) for unit in sharing.units(range(16), 30, 16)] == [4, 4, 4, 4]
+    assert [len(unit) for unit in sharing.units(range(16), 29, 16)] == [3, 3, 3, 3, 3, 1]
+    assert [len(unit) for unit in sharing.units(range(16), 1000, 3)] == [3, 3, 3, 3, 3, 1]
+    for rank in (0, 1):
+        assert [len(members) for members in sharing.plan(range(16), 1000, rank, 2)] == [8]
+
+
+def test_which_prefix_is_worth_sharing():
+    assert worth_sharing(25, [125, 30])
+    assert not worth_sharing(24, [124, 124])
+    assert not worth_sharing(25, [125])
 
 
 def test_rows_of_different_prompts_are_planned_as_ever():
