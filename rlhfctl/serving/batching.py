@@ -114,7 +114,7 @@ class Batcher:
     def _work(self, scorer: Scorer) -> None:
         before, seconds = 0, 0.0
         while True:
-            jobs = self._take(before, min(PATIENCE * seconds, MAX_PATIENCE))
+            jobs = self._take(before, patience(seconds))
             if jobs is None:
                 return
             before = len(jobs)
@@ -157,6 +157,11 @@ class Batcher:
                     samples += len(job.samples)
                     size += job.characters
             return taken
+
+
+def patience(seconds: float) -> float:
+    """How long to wait for as many requests as the last batch had, which took `seconds`."""
+    return min(PATIENCE * seconds, MAX_PATIENCE)
 
 
 def deliver(jobs: list[Job], outcomes: list[list[Outcome]]) -> None:

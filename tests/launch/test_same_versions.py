@@ -21,6 +21,17 @@ def test_the_package_and_the_nodes_are_named() -> None:
     assert "absent on 10.0.0.2" in str(difference([ranks[0], ("10.0.0.2", {**ours, "torch": "absent"})]))
 
 
+@pytest.mark.parametrize("package", ["rlhfctl", "torch", "transformers", "deepspeed", "peft", "bitsandbytes"])
+def test_every_library_that_computes_counts(package: str) -> None:
+    ours = versions()
+    assert difference([("a", ours), ("b", {**ours, package: "0"})]) is not None
+
+
+def test_a_library_that_one_node_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(same_versions, "PACKAGES", ("torch", "no-such-library"))
+    assert versions()["no-such-library"] == "absent"
+
+
 def test_it_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     same_versions.refuse_other_versions()
     monkeypatch.setattr(same_versions, "gather_lists", lambda mine: [*mine, ("b", {"torch": "0"})])

@@ -170,6 +170,10 @@ def left_out(model):
     model.base_model.layers[0].self_attn.q_proj.enable_adapters(False)
 
 
+def merged(model):
+    model.base_model.layers[1].mlp.down_proj.merge()
+
+
 WINDOW = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
 
 
@@ -190,6 +194,7 @@ WINDOW = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 
         (CONFIGS["llama"], False, torch.float32, of_another_kind, "Scaled layers"),
         (CONFIGS["llama"], False, torch.float32, divided, "ZeRO-3"),
         (CONFIGS["llama"], True, torch.float32, left_out, "an adapter of another kind"),
+        (CONFIGS["llama"], True, torch.float32, merged, "an adapter of another kind"),
         (CONFIGS["llama"], False, torch.float16, None, "float16"),
     ],
 )

@@ -137,6 +137,11 @@ def test_too_many_waiting_samples_are_turned_away(monkeypatch: pytest.MonkeyPatc
     batcher.close()
 
 
+def test_a_batch_waits_for_a_part_of_what_the_last_one_took() -> None:
+    assert batching.patience(0.01) == pytest.approx(0.003)
+    assert batching.patience(60.0) == 0.05
+
+
 def test_after_a_batch_of_several_the_next_waits_for_as_many_but_not_for_long() -> None:
     """Clients that ask again as soon as they are answered are scored together, not in two halves that take turns."""
 

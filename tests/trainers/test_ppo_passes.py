@@ -119,8 +119,10 @@ def test_build_takes_the_coefficient_of_the_step(batch):
         torch.testing.assert_close(found.advantages[:, 0], torch.tensor([-expected, expected]))
 
 
-@pytest.mark.parametrize("shaped", ["algorithm.value_clip=0.2", "algorithm.gae_lambda=0.5"])
-def test_a_value_model_that_sees_the_batch_once_passes_once(batch, monkeypatch, shaped):
+@pytest.mark.parametrize(
+    ("shaped", "mean"), [("algorithm.value_clip=0.2", "token"), ("algorithm.gae_lambda=0.5", "sequence")]
+)
+def test_a_value_model_that_sees_the_batch_once_passes_once(batch, monkeypatch, shaped, mean):
     """Read and trained in one forward pass: advantages, loss and gradients of reading first and training after."""
     found = []
     for once in (True, False):
@@ -131,7 +133,7 @@ def test_a_value_model_that_sees_the_batch_once_passes_once(batch, monkeypatch, 
             shaped,
         )
         ctx, models, rows = batch(*options)
-        ctx.recipe.algorithm.gamma = 0.9
+        ctx.recipe.algorithm.gamma, ctx.recipe.algorithm.loss_mean = 0.9, mean
         assert passes_once(ctx.recipe, models)
         if not once:
             monkeypatch.setattr(ppo_experience, "passes_once", lambda recipe, models: False)
@@ -161,3 +163,7 @@ def test_a_value_model_that_sees_the_batch_again_is_read_first(batch):
     ):
         ctx, models, _ = batch("algorithm.advantage=gae", *overrides)
         assert not passes_once(ctx.recipe, models)
+    ctx, models, _ = batch("algorithm.advantage=gae")
+    assert passes_once(ctx.recipe, models)
+    models.critic_passes.collective = True  # as with ZeRO, where all ranks pass together
+    assert not passes_once(ctx.recipe, models)
