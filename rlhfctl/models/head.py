@@ -30,7 +30,7 @@ def chunk_rows(vocabulary: int) -> int:
 
 def fill_up(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of zeros up to a multiple of the bucket, so that few different shapes occur; they get no gradient."""
-    extra = -len(targets) % max(1, shape_bucket(weight.dtype, weight.device) // 2)
+    extra = -len(targets) % shape_bucket(weight.dtype, weight.device)
     return functional.pad(hidden, (0, 0, 0, extra)), functional.pad(targets, (0, extra))
 
 

@@ -199,7 +199,7 @@ def head_weight(model: nn.Module) -> Tensor:
 def hidden_at_predictors(trunk: nn.Module, pack: Pack) -> Tensor:
     """Last hidden states [N, H] of the positions that predict the pack's trained tokens."""
     weight = next(trunk.parameters())
-    bucket = max(1, shape_bucket(weight.dtype, weight.device) // 2)
+    bucket = shape_bucket(weight.dtype, weight.device)
     with reading(trunk, pack.read, pack.ids.shape[1], bucket):
         out = trunk(input_ids=pack.ids, position_ids=pack.positions, use_cache=False, layout=pack.layout)
     return out.last_hidden_state[0].index_select(0, pack.predictors)

@@ -31,7 +31,6 @@ from rlhfctl.models.value_head import (
     token_classifier,
 )
 
-BUCKET = 64  # half of training's: a service scores many a row alone
 READS = ("last_token", "token_sum", "step_end")
 
 
@@ -87,7 +86,7 @@ class RewardModel(nn.Module):
     ) -> list[list[float]]:
         """The head at the given token indices of each row, as it is: without mean and std."""
         device = self.head.weight.device
-        bucket = min(BUCKET, shape_bucket(next(self.trunk.parameters()).dtype, device))
+        bucket = shape_bucket(next(self.trunk.parameters()).dtype, device)
         found: list[list[float]] = [[] for _ in rows]
         lengths = [len(row) for row in rows]
         for members in plan_packs(range(len(rows)), lengths, budget):

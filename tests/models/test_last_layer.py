@@ -40,7 +40,7 @@ def found(model, batch):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("lora", [False, True])
 def test_values_and_gradients_of_all_rows(name, lora, library, monkeypatch):
-    monkeypatch.setattr("rlhfctl.models.load.shape_bucket", lambda *_: 1 if library == "torch" else 16)
+    monkeypatch.setattr("rlhfctl.models.load.shape_bucket", lambda *_: 1 if library == "torch" else 8)
     model, _ = two_copies(FAMILIES[name])
     if lora:
         add_lora(model, Lora.model_validate({"rank": 4}), 1)
