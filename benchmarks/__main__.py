@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.workload import make_data, make_model
+from benchmarks.workload import make_data, make_model_apart
 
 SFT = """
 task: sft
@@ -116,10 +116,10 @@ def main() -> None:
         names = options.names or list(WORKLOADS)
         if small is None:
             small = Path(scratch) / "model"
-            make_model(small, 4096)
+            make_model_apart(small, 4096)
         if large is None and "sft-bigvocab" in names:
             large = Path(scratch) / "model-bigvocab"
-            make_model(large, 151_936)
+            make_model_apart(large, 151_936)
         if data is None:
             data = Path(scratch) / "data"
             make_data(small, data)

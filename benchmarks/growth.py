@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.__main__ import run
-from benchmarks.workload import make_data, make_model, make_rows_of
+from benchmarks.workload import make_data, make_model_apart, make_rows_of
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 VOCABULARIES = (4_096, 16_384, 65_536, 151_936)
@@ -60,7 +60,7 @@ def lengths(options: argparse.Namespace, scratch: Path, model: Path) -> Iterator
 def vocabularies(options: argparse.Namespace, scratch: Path, model: Path) -> Iterator[Row]:
     for size in VOCABULARIES:
         directory = scratch / f"vocabulary-{size}"
-        make_model(directory, size)
+        make_model_apart(directory, size)
         found = run("sft", options, directory, scratch / "data", ["data.train.0.limit=64"])
         yield f"{size} rows", float(size), found
 
@@ -148,7 +148,7 @@ def main() -> None:
         parser.error(f"no table {unknown[0]!r}: one of {', '.join([*GROWTH, 'keys'])}")
     with tempfile.TemporaryDirectory() as directory:
         scratch, model = Path(directory), Path(directory) / "model"
-        make_model(model, 4096)
+        make_model_apart(model, 4096)
         make_data(model, scratch / "data")
         for name in wanted:
             if name == "keys":

@@ -7,6 +7,8 @@ reward model of the same shape, and text of log-normal length (16 to 512 tokens)
 import json
 import math
 import random
+import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +68,12 @@ def make_model(out: Path, vocabulary: int) -> None:
             "chat_template": TEMPLATE,
         }
         (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+
+
+def make_model_apart(out: Path, vocabulary: int) -> None:
+    """In a process of its own: what a process has used at most is where its children's peak begins."""
+    made = "import sys, pathlib, benchmarks.workload as w; w.make_model(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
+    subprocess.run([sys.executable, "-c", made, str(out), str(vocabulary)], check=True, capture_output=True)
 
 
 def text_maker(model: Path, rng: random.Random) -> Callable[[int], str]:

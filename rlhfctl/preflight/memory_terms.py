@@ -11,7 +11,7 @@ from rlhfctl.recipe.tasks import AnyRecipe, OreoRecipe, PpoRecipe, RmRecipe
 
 CHUNK_ELEMENTS = 1 << 24  # of models/head.py: logits that exist at once
 TILE, LARGE = 1024, 32_768  # of models/head_tiles.py: vocabularies from LARGE on go in tiles
-BUCKET = 128  # of models/linear.py: packs are filled up to a multiple of it
+BUCKET = 64  # of models/linear.py: packs are filled up to a multiple of it
 CAST_ELEMENTS = 1 << 22  # of trainers/optimizer.py: gradients that are cast for their masters at a time
 REDUCED = 1 << 24  # of trainers/distributed.py: elements of gradients that travel together
 REDUCED_ZERO_0 = 500_000_000  # DeepSpeed's, where it divides nothing
