@@ -192,9 +192,9 @@ def passes(
     lora, checkpointing = recipe.policy.lora is not None, recipe.policy.gradient_checkpointing
     tokens, many = pack_tokens(recipe, world)
     keys = repeated_keys(recipe)
-    kept = kept_activations(shape, width, tokens, lora, checkpointing, cpu, keys)
+    kept = kept_activations(shape, width, tokens, lora, checkpointing, cpu, keys, narrow(recipe))
     logits = head_logits(recipe, shape, tokens, cpu)
-    head = logits + (nothing if lora else head_gradient(recipe, shape, width, many, cpu))
+    head = logits + (nothing if lora else head_gradient(recipe, shape, width, tokens, many, cpu))
     found.activations, found.logits = kept.total, head.total
     found.zero_buffers = policy.buffers + (critic.buffers if critic else 0)
     buffers = Bytes(found.zero_buffers)
@@ -230,7 +230,9 @@ def passes(
         longest = row_length(recipe)
         tokens, many = full_pack(recipe, longest, longest * max(1, recipe.train.batch_size // world))
         whole = kept_activations(shape, width, tokens, False, checkpointing, cpu)
-        matrix = head_logits(recipe, shape, tokens, cpu) + head_gradient(recipe, shape, width, many, cpu)
+        matrix = head_logits(recipe, shape, tokens, cpu) + head_gradient(
+            recipe, shape, width, tokens, many, cpu
+        )
         before = prm.gradients if many else nothing
         moments += [before + Bytes(prm.buffers) + whole + matrix, prm.gradients + prm.step]
     return moments
@@ -241,6 +243,14 @@ def passes_once(recipe: AnyRecipe) -> bool:
     if not isinstance(recipe, PpoRecipe) or recipe.deepspeed is not None:
         return False
     return recipe.algorithm.ppo_epochs == 1 and recipe.algorithm.minibatches == 1
+
+
+def narrow(recipe: AnyRecipe) -> bool:
+    """Whether the head reads few positions of a row, a reward model its last. Checkpointing and ZeRO-3 pass all."""
+    if not isinstance(recipe, RmRecipe) or recipe.policy.gradient_checkpointing:
+        return False
+    divided = recipe.deepspeed is not None and recipe.deepspeed.zero_stage == 3
+    return recipe.algorithm.score != "token_sum" and not divided
 
 
 def value_model(recipe: AnyRecipe, shape: Shape, width: int, world: int, shards: Shards) -> Trained | None:

@@ -79,12 +79,23 @@ def repeated_keys(recipe: AnyRecipe) -> float:
 
 
 def kept_activations(
-    shape: Shape, width: int, tokens: int, lora: bool, checkpointing: bool, cpu: bool, keys: float = 1.0
+    shape: Shape,
+    width: int,
+    tokens: int,
+    lora: bool,
+    checkpointing: bool,
+    cpu: bool,
+    keys: float = 1.0,
+    narrow: bool = False,
 ) -> Bytes:
-    """From the forward pass to the backward pass, with what one layer's backward adds."""
+    """From the forward pass to the backward pass, with what one layer's backward adds. narrow: few rows of the last
+    layer are read, and its MLP computes them alone (models/last_layer.py)."""
     layer = layer_activations(shape, width, tokens, lora, cpu, keys)
     kept = tensors(tokens * shape.hidden * width) if checkpointing else layer
-    every = Bytes(kept.total * shape.layers, kept.large * shape.layers)
+    layers = shape.layers - (1 if narrow else 0)
+    every = Bytes(kept.total * layers, kept.large * layers)
+    if narrow:
+        every += attention_activations(shape, width, tokens, lora, cpu, keys)
     # Behind the last layer: its norm and the states that the head reads.
     ends = tensors(tokens * shape.hidden * width, 4)
     return every + ends + layer_gradients(shape, width, tokens) + (layer if checkpointing else Bytes())
@@ -94,17 +105,32 @@ def layer_activations(
     shape: Shape, width: int, tokens: int, lora: bool, cpu: bool, keys: float = 1.0
 ) -> Bytes:
     """One layer: residuals and norms, attention, gated MLP."""
-    exact = 4 if cpu else width  # the CPU's attention computes in float32
-    # It wants one key head a query head, and so does every kernel with a mask.
-    groups = shape.heads if cpu or keys > 1 else shape.groups
-    norms = 2 * (2 * width + (0 if lora else width) + (4 if width == 2 else 0)) / width
     return (
-        tensors(tokens * shape.hidden * width, norms)
-        + tensors(tokens * shape.heads * exact, 2)
-        + tensors(int(keys * tokens) * groups * exact, 2)
+        attention_activations(shape, width, tokens, lora, cpu, keys)
+        + tensors(tokens * shape.hidden * width, norm_tensors(width, lora, cpu))
         + tensors(tokens * shape.heads * width)
         + tensors(tokens * shape.inner * width, 4)
     )
+
+
+def attention_activations(shape: Shape, width: int, tokens: int, lora: bool, cpu: bool, keys: float) -> Bytes:
+    """Of one layer, up to the projection of what it attends to."""
+    exact = 4 if cpu else width  # the CPU's attention computes in float32
+    # It wants one key head a query head, and so does every kernel with a mask.
+    groups = shape.heads if cpu or keys > 1 else shape.groups
+    return (
+        tensors(tokens * shape.hidden * width, norm_tensors(width, lora, cpu))
+        + tensors(tokens * shape.heads * exact, 2)
+        + tensors(int(keys * tokens) * groups * exact, 2)
+    )
+
+
+def norm_tensors(width: int, lora: bool, cpu: bool) -> float:
+    """[T, H] tensors of a norm, what it gives included. In float32 on a CPU its gradient is written out
+    (models/norm.py); autograd keeps what was normed, for a weight that moves its product, and of bfloat16 the cast."""
+    if cpu and width == 4:
+        return 2
+    return (2 * width + (0 if lora else width) + (4 if width == 2 else 0)) / width
 
 
 def layer_gradients(shape: Shape, width: int, tokens: int) -> Bytes:
@@ -123,21 +149,27 @@ def head_logits(recipe: AnyRecipe, shape: Shape, tokens: int, cpu: bool) -> Byte
         return Bytes()
     if in_tiles(recipe, shape, cpu):
         return tensors(tokens * TILE * 4, 3) + tensors(tokens * shape.hidden * 4, 3)
-    rows = min(tokens, max(16, CHUNK_ELEMENTS // shape.vocabulary))
-    chunks = 2 if recipe.task == "sft" else 4 if isinstance(recipe, OreoRecipe) else 3
+    rows = chunk_rows(shape, tokens)
+    bonus = isinstance(recipe, PpoRecipe) and recipe.algorithm.entropy_coef > 0
+    chunks = 4 if bonus or isinstance(recipe, OreoRecipe) else 2
     return tensors(rows * shape.vocabulary * 4, chunks)
 
 
-def head_gradient(recipe: AnyRecipe, shape: Shape, width: int, many: bool, cpu: bool) -> Bytes:
+def chunk_rows(shape: Shape, tokens: int) -> int:
+    return min(tokens, max(16, CHUNK_ELEMENTS // shape.vocabulary))
+
+
+def head_gradient(recipe: AnyRecipe, shape: Shape, width: int, tokens: int, many: bool, cpu: bool) -> Bytes:
     """Of a trained head, beside the gradients of earlier packs. Chunks make a matrix of their own and add product after
-    product to it. Tiles add to the gradient that is there (models/direct_gradient.py): a first pack makes it. DeepSpeed
-    takes it from a matrix of its own."""
+    product to it; ppo's starts as the first product. Tiles add to the gradient that is there
+    (models/direct_gradient.py): a first pack makes it. DeepSpeed takes it from a matrix of its own."""
     if isinstance(recipe, RmRecipe):
         return Bytes()
     table = shape.table * width
-    if not in_tiles(recipe, shape, cpu):
-        return tensors(table, 2)
-    return Bytes() if many and recipe.deepspeed is None else tensors(table)
+    if in_tiles(recipe, shape, cpu):
+        return Bytes() if many and recipe.deepspeed is None else tensors(table)
+    lone = isinstance(recipe, PpoRecipe) and chunk_rows(shape, tokens) == tokens
+    return tensors(table, 1 if lone else 2)
 
 
 def weight_gradients(shape: Shape, trained: int, width: int, head: bool) -> Bytes:

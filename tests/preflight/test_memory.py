@@ -101,7 +101,7 @@ def test_activations_are_what_autograd_keeps(tmp_path: Path, dtype: str, lora: b
     assert shape is not None
     layer = layer_activations(shape, 2 if dtype == "bfloat16" else 4, 512, lora, True)
     expected = shape.layers * layer.total
-    assert sum(kept.values()) == pytest.approx(expected, rel=0.15)
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.06)
     assert hidden.requires_grad
 
 
@@ -115,16 +115,14 @@ def test_sums_by_hand() -> None:
     assert shape.parameters == 2 * 1000 * 64 + 3 * layer + 64
     assert (found.weights, found.gradients) == (4 * shape.parameters, 4 * shape.parameters)
     assert found.optimizer == 8 * shape.parameters
-    kept = 3 * 4 * (6 * 64 + 5 * 64 + 4 * 176)
+    kept = 3 * 4 * (4 * 64 + 5 * 64 + 4 * 176)
     assert found.activations == 4096 * (kept + 4 * 4 * 64 + 4 * (3 * 176 + 2 * 64))
     assert found.logits == 2 * 4096 * 1000 * 4 + 2 * 1000 * 64 * 4
     assert found.peak > 4 * found.weights + found.activations + found.logits
 
 
-def logits(task: str, vocabulary: int, batch_size: int = 64, cpu: bool = True, **sections: Any) -> int:
-    found = estimate(
-        recipe(task, train={"batch_size": batch_size}, **sections), config(vocab_size=vocabulary), False, cpu
-    )
+def logits(task: str, vocabulary: int, cpu: bool = True, **sections: Any) -> int:
+    found = estimate(recipe(task, **sections), config(vocab_size=vocabulary), False, cpu)
     assert found is not None
     return found.logits
 
@@ -134,13 +132,36 @@ def test_a_large_head_goes_in_tiles_and_its_gradient_is_made_once() -> None:
     table = 40_000 * 64 * 4
     tiles = 3 * 4096 * (1024 + 64) * 4
     assert logits("sft", 40_000) == tiles  # added to the gradient of the packs before
-    assert logits("sft", 40_000, batch_size=16) == tiles + table  # a lone pack makes it
+    assert logits("sft", 40_000, train={"batch_size": 16}) == tiles + table  # a lone pack makes it
     assert logits("sft", 40_000, deepspeed={"zero_stage": 1}) == tiles + table  # not the engine's own tensor
     assert logits("sft", 40_000, policy={"lora": {"rank": 4}}) == tiles
     # Chunks of 2^24 logits and two matrices: a smaller head, oreo's, and a GPU's.
     assert logits("sft", 32_000) == 2 * (2**24 // 32_000) * 32_000 * 4 + 2 * 32_000 * 64 * 4
     assert logits("oreo", 40_000) == 4 * (2**24 // 40_000) * 40_000 * 4 + 2 * table
     assert logits("sft", 40_000, cpu=False) == 2 * (2**24 // 40_000) * 40_000 * 4 + 2 * table
+
+
+def test_a_last_layer_that_is_read_at_the_end_of_rows_keeps_its_attention_alone() -> None:
+    """3 layers of 4 H + 5 A + 4 I; the last one of a reward model 2 H + 4 A, where it is not run again or in parts."""
+    rest = 4 * (4 * 64 + 3 * 176 + 2 * 64)
+    layer, last = 4 * (4 * 64 + 5 * 64 + 4 * 176), 4 * (2 * 64 + 4 * 64)
+    for expected, sections in (
+        (2 * layer + last, {}),
+        (3 * layer, {"algorithm": {"score": "token_sum"}}),
+        (3 * layer, {"deepspeed": {"zero_stage": 3}}),
+    ):
+        found = estimate(recipe("rm", **sections), config(), False)
+        assert found is not None
+        assert found.activations == 4096 * (expected + rest)
+
+
+def test_an_entropy_bonus_and_several_chunks_hold_more() -> None:
+    """V 32,000: a pack of 512 tokens is one chunk, whose product is the head's gradient."""
+    table = 32_000 * 64 * 4
+    assert logits("ppo", 32_000, train={"tokens_per_microbatch": 512}) == 2 * 512 * 32_000 * 4 + table
+    chunk = (2**24 // 32_000) * 32_000 * 4
+    assert logits("ppo", 32_000) == 2 * chunk + 2 * table
+    assert logits("ppo", 32_000, algorithm={"entropy_coef": 0.01}) == 4 * chunk + 2 * table
 
 
 def test_samples_of_one_prompt_hold_its_keys_each() -> None:
