@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import tiny_sizes
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
@@ -11,15 +12,7 @@ from rlhfctl.models.head import token_logprobs, weighted_nll
 from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors, prepare
 from rlhfctl.models.packing import pack
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
+SIZES = tiny_sizes.SIZES | {"vocab_size": 97}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, tie_word_embeddings=False),
     "qwen2-tied": Qwen2Config(**SIZES, tie_word_embeddings=True),

@@ -4,6 +4,7 @@ import json
 import warnings
 
 import pytest
+import tiny_sizes
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -24,16 +25,7 @@ from rlhfctl.quickstart.chains import write_model
 from rlhfctl.recipe.sections import Lora, Policy
 
 CPU = torch.device("cpu")
-SIZES = {
-    "vocab_size": 53,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
+SIZES = tiny_sizes.SIZES | {"vocab_size": 53, "max_position_embeddings": 64, "pad_token_id": 0}
 ROWS = [[3, 9, 4, 7, 2], [5, 8, 1], [6, 6, 6, 6, 6, 6, 6, 11]]
 
 

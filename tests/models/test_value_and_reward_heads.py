@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny_sizes
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
@@ -15,16 +16,7 @@ from rlhfctl.models.value import load_critic
 from rlhfctl.recipe.sections import Policy, ValueModel
 
 CPU = torch.device("cpu")
-SIZES = {
-    "vocab_size": 53,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
+SIZES = tiny_sizes.SIZES | {"vocab_size": 53, "max_position_embeddings": 64, "pad_token_id": 0}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import tiny_sizes
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
@@ -16,15 +17,7 @@ from rlhfctl.rollout import hf, prompt_once
 from rlhfctl.rollout.decode import FusedWeights, StaticDecoder, uncovered
 from rlhfctl.rollout.types import Request, Sampling
 
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
+SIZES = tiny_sizes.SIZES | {"vocab_size": 61}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import tiny_sizes
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
@@ -11,15 +12,7 @@ from rlhfctl.models.load import prepare
 from rlhfctl.rollout.hf import generate
 from rlhfctl.rollout.types import Request, Sampling
 
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
+SIZES = tiny_sizes.SIZES | {"vocab_size": 61}
 STOP = (7, 8)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.serving import batching
-from rlhfctl.serving.batching import Batcher, Full
+from rlhfctl.serving.batching import Batcher, Full, Job
 
 Samples = list[dict[str, Any]]
 
@@ -140,6 +140,20 @@ def test_too_many_waiting_samples_are_turned_away(monkeypatch: pytest.MonkeyPatc
 def test_a_batch_waits_for_a_part_of_what_the_last_one_took() -> None:
     assert batching.patience(0.01) == pytest.approx(0.003)
     assert batching.patience(60.0) == 0.05
+
+
+@pytest.mark.parametrize(("scorers", "jobs", "before"), [(1, 2, 2), (1, 3, 2), (2, 1, 9), (1, 1, 0)])
+def test_nobody_waits_where_enough_is_there_or_another_scorer_is_free(
+    scorers: int, jobs: int, before: int
+) -> None:
+    batcher = Batcher([])
+    batcher._scorers = [Recorder()] * scorers  # without their threads
+    loop = asyncio.new_event_loop()
+    batcher._jobs.extend(Job(numbered(n), 1, loop, loop.create_future()) for n in range(jobs))
+    started = time.perf_counter()
+    assert len(batcher._take(before, 20.0) or []) == jobs
+    assert time.perf_counter() - started < 10
+    loop.close()
 
 
 def test_after_a_batch_of_several_the_next_waits_for_as_many_but_not_for_long() -> None:
