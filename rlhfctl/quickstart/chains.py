@@ -42,7 +42,8 @@ RL_PROMPTS = 2_000
 EVAL_PROMPTS = 1_000
 PAIRS = 24_000
 EVAL_PAIRS = 1_000
-STEP_ROWS = 8_000
+STEP_ROWS = 24_000
+WRONG_LINES = 0.5  # share of wrong lines in chains with step labels
 SLIPS = 0.5  # share of wrong chains that go wrong anywhere, not where the annotator does
 
 Fact = tuple[int, str, int]
@@ -112,6 +113,21 @@ def wrong_chain(prompt: str, hard: dict[Fact, int], rng: random.Random) -> str:
             return found
 
 
+def doubtful_chain(prompt: str, hard: dict[Fact, int], rng: random.Random) -> str:
+    """A chain of which each line is as likely wrong as right, on every fact alike: the annotator's error on half of
+    the hard facts, else a slip. So that a label tells as much as it can."""
+    value, lines = int(prompt[0]), []
+    for op, digit in zip(prompt[1::2], prompt[2::2], strict=True):
+        fact = (value, op, int(digit))
+        written = apply(*fact)
+        if rng.random() < WRONG_LINES:
+            slip = (written + 1 + rng.randrange(9)) % 10
+            written = hard[fact] if fact in hard and rng.random() < 0.5 else slip
+        lines.append(f"{value}{op}{digit}={written}")
+        value = written
+    return "\n".join([*lines, f"#{value}"])
+
+
 def step_labels(steps: list[str]) -> list[bool]:
     """Whether each line is right by itself; the last one, `#d`, whether it repeats the result before it."""
     labels = [apply(int(line[0]), line[1], int(line[2])) == int(line[4]) for line in steps[:-1]]
@@ -155,7 +171,7 @@ def _pair(id: str, prompt: str, hard: dict[Fact, int], rng: random.Random) -> di
 
 
 def _steps(id: str, prompt: str, hard: dict[Fact, int], rng: random.Random) -> dict[str, Any]:
-    text = chain(prompt, hard, rng) if rng.random() < 0.5 else wrong_chain(prompt, hard, rng)
+    text = doubtful_chain(prompt, hard, rng)
     steps = text.split("\n")
     right = text[-1] == chain(prompt)[-1]
     return {
