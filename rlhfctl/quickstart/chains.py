@@ -43,7 +43,7 @@ EVAL_PROMPTS = 1_000
 PAIRS = 24_000
 EVAL_PAIRS = 1_000
 STEP_ROWS = 24_000
-WRONG_LINES = 0.5  # share of wrong lines in chains with step labels
+WRONG_LINES = 0.3  # share of wrong lines in chains with step labels
 SLIPS = 0.5  # share of wrong chains that go wrong anywhere, not where the annotator does
 
 Fact = tuple[int, str, int]
@@ -114,8 +114,8 @@ def wrong_chain(prompt: str, hard: dict[Fact, int], rng: random.Random) -> str:
 
 
 def doubtful_chain(prompt: str, hard: dict[Fact, int], rng: random.Random) -> str:
-    """A chain of which each line is as likely wrong as right, on every fact alike: the annotator's error on half of
-    the hard facts, else a slip. So that a label tells as much as it can."""
+    """A chain whose lines are wrong with one probability on every fact, hard or not: half of the wrong ones on hard facts
+    as the annotator's, the others slips. A quarter of such chains is right in every line."""
     value, lines = int(prompt[0]), []
     for op, digit in zip(prompt[1::2], prompt[2::2], strict=True):
         fact = (value, op, int(digit))
@@ -129,9 +129,10 @@ def doubtful_chain(prompt: str, hard: dict[Fact, int], rng: random.Random) -> st
 
 
 def step_labels(steps: list[str]) -> list[bool]:
-    """Whether each line is right by itself; the last one, `#d`, whether it repeats the result before it."""
+    """Whether each line is right by itself; of the last one, `#d`, whether all are and it repeats the result before it.
+    So the step that ends an answer is to gather what the others say, as the score of the answer has to."""
     labels = [apply(int(line[0]), line[1], int(line[2])) == int(line[4]) for line in steps[:-1]]
-    return [*labels, steps[-1][1] == steps[-2][4]]
+    return [*labels, all(labels) and steps[-1][1] == steps[-2][4]]
 
 
 def make_rows(seed: int) -> dict[str, list[dict[str, Any]]]:

@@ -79,10 +79,16 @@ def test_steps_are_labelled_one_by_one(rows: dict[str, list[dict[str, Any]]]) ->
             right = {"+": a + b, "-": a - b, "*": a * b}[op] % 10 == int(step[4])
             assert label is right
             wrong += not right
-        assert row["labels"][-1] is (row["completions"][-1] == "#" + row["completions"][-2][-1])
-        if all(row["labels"]):
+        assert row["labels"][-1] is ("\n".join(row["completions"]) == chains.chain(row["prompt"][:-1]))
+        if row["labels"][-1]:
             assert row["right"]
-    assert 0.48 < wrong / (chains.N_OPS * len(rows["steps"])) < 0.52
+    assert 0.28 < wrong / (chains.N_OPS * len(rows["steps"])) < 0.32
+
+
+def test_the_last_step_answers_for_all() -> None:
+    assert chains.step_labels("3+8=1 1*2=2 2-9=3 3+5=8 #8".split()) == [True] * 5
+    assert chains.step_labels("3+8=1 1*2=7 7-9=8 8+5=3 #3".split()) == [True, False, True, True, False]
+    assert chains.step_labels("3+8=1 1*2=2 2-9=3 3+5=8 #3".split()) == [True, True, True, True, False]
 
 
 def test_steps_are_wrong_on_every_fact_alike(rows: dict[str, list[dict[str, Any]]]) -> None:
@@ -96,7 +102,7 @@ def test_steps_are_wrong_on_every_fact_alike(rows: dict[str, list[dict[str, Any]
             wrong[fact in hard].append(not label)
             favourite += hard.get(fact) == int(step[4])
     shares = {kind: sum(marks) / len(marks) for kind, marks in wrong.items()}
-    assert all(0.48 < share < 0.52 for share in shares.values())
+    assert all(0.28 < share < 0.32 for share in shares.values())
     assert 0.5 < favourite / sum(wrong[True]) < 0.6  # half, and a slip in nine hits the same digit
 
 
@@ -192,5 +198,5 @@ DIGESTS = {
     "pairs_eval.jsonl": "581f907c40fb38f4",
     "prompts.jsonl": "1d04d2f0d85d4510",
     "sft.jsonl": "bda60cadf54e4f3b",
-    "steps.jsonl": "96df7345d067ee57",
+    "steps.jsonl": "534951ab44fd7625",
 }
