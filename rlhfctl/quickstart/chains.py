@@ -43,7 +43,7 @@ EVAL_PROMPTS = 1_000
 PAIRS = 24_000
 EVAL_PAIRS = 1_000
 STEP_ROWS = 24_000
-WRONG_LINES = 0.3  # share of wrong lines in chains with step labels
+WRONG_LINES = 0.3  # share of lines that do not follow, in chains with step labels
 SLIPS = 0.5  # share of wrong chains that go wrong anywhere, not where the annotator does
 
 Fact = tuple[int, str, int]
@@ -114,8 +114,8 @@ def wrong_chain(prompt: str, hard: dict[Fact, int], rng: random.Random) -> str:
 
 
 def doubtful_chain(prompt: str, hard: dict[Fact, int], rng: random.Random) -> str:
-    """A chain whose lines are wrong with one probability on every fact, hard or not: half of the wrong ones on hard facts
-    as the annotator's, the others slips. A quarter of such chains is right in every line."""
+    """A chain whose lines are wrong with probability WRONG_LINES on every fact, hard or not: on hard facts half of them
+    as the annotator's, all others slips. A quarter of such chains is right in every line."""
     value, lines = int(prompt[0]), []
     for op, digit in zip(prompt[1::2], prompt[2::2], strict=True):
         fact = (value, op, int(digit))

@@ -86,9 +86,9 @@ def test_steps_are_labelled_one_by_one(rows: dict[str, list[dict[str, Any]]]) ->
 
 
 def test_the_last_step_answers_for_all() -> None:
-    assert chains.step_labels("3+8=1 1*2=2 2-9=3 3+5=8 #8".split()) == [True] * 5
-    assert chains.step_labels("3+8=1 1*2=7 7-9=8 8+5=3 #3".split()) == [True, False, True, True, False]
-    assert chains.step_labels("3+8=1 1*2=2 2-9=3 3+5=8 #3".split()) == [True, True, True, True, False]
+    assert chains.step_labels(["3+8=1", "1*2=2", "2-9=3", "3+5=8", "#8"]) == [True] * 5
+    assert chains.step_labels(["3+8=1", "1*2=7", "7-9=8", "8+5=3", "#3"]) == [True, False, True, True, False]
+    assert chains.step_labels(["3+8=1", "1*2=2", "2-9=3", "3+5=8", "#3"]) == [True, True, True, True, False]
 
 
 def test_steps_are_wrong_on_every_fact_alike(rows: dict[str, list[dict[str, Any]]]) -> None:
