@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
 from rlhfctl.models.encoder_reward import EncoderRewardModel, is_encoder, load_encoder_reward
+from rlhfctl.models.hub import local_directory
 from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import config_of, hidden_at_predictors, load_trunk, safe_weights
 from rlhfctl.models.packing import pack_reading, plan_packs
@@ -108,10 +109,12 @@ def last_read(row: Sequence[int], pad: int | None) -> int:
 def load_reward_model(
     path: str, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
 ) -> RewardModel | EncoderRewardModel:
-    """A decoder's checkpoint, an adapter with its head over the checkpoint that it names, or an encoder's classifier.
+    """A decoder's checkpoint, an adapter with its head over the checkpoint that it names, or an encoder's classifier;
+    a directory or a hub id.
 
     Raises Refused where there is no usable head, or weights are incomplete."""
-    directory = Path(path)
+    directory = local_directory(path)
+    path = str(directory)
     adapter = (directory / "adapter_config.json").is_file()
     if not adapter and not (directory / "config.json").is_file():
         raise Refused(f"{path} is not a model directory: it has no config.json")

@@ -4,7 +4,6 @@ Value-head rule: a head is always created, at zero; replaced when the checkpoint
 or when the recipe asks for a new one.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from rlhfctl.errors import Refused
 from rlhfctl.models import attention
 from rlhfctl.models.encoder_training import is_encoder_config, load_encoder_for_training
+from rlhfctl.models.hub import local_directory
 from rlhfctl.models.load import (
     backbone,
     hidden_at_predictors,
@@ -83,15 +83,6 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
         add_lora(backbone(model), policy.lora, seed)
     layer.weight.requires_grad_(True)
     return model, told
-
-
-def local_directory(path: str) -> Path:
-    """Where the files of a model directory or hub id are."""
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(path))
 
 
 def without_head(report: dict[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,12 @@ Value-head rule: a head is always created; replaced when the checkpoint holds on
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
+from rlhfctl.models.hub import local_directory
 from rlhfctl.models.load import (
     backbone,
     config_of,
@@ -99,7 +99,7 @@ def load_critic(
         trunk = load_trunk(source, dtype, device, policy_spec.trust_remote_code, checkpointing)
         critic = Critic(trunk, config_of(trunk).hidden_size)
     width = critic.head.weight.shape[1]
-    head = read_head(Path(source)) if source is not None and spec.head == "auto" else None
+    head = read_head(local_directory(source)) if source is not None and spec.head == "auto" else None
     if head is not None:
         if head.shape[1] != width:
             raise Refused(f"the value head of {source} is {head.shape[1]} wide, the model {width}")

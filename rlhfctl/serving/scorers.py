@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhfctl import __version__
 from rlhfctl.errors import Refused, UsageError
+from rlhfctl.models.hub import is_hub_id, local_directory
 from rlhfctl.recipe.sections import ModelSource, PythonSource
 from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.rewards.python_source import PythonReward
@@ -33,10 +34,12 @@ class Served:
 
 
 def open_served(source: str, engine: str = "plain", dtype: str = "auto") -> Served:
-    """A directory is a model, a .py file (or FILE.py:FUNCTION) rules. engine: what runs a model, plain or vllm; dtype:
-    of its weights (auto: bfloat16 on a GPU, float32 on the CPU).
+    """A directory or a hub id is a model, a .py file (or FILE.py:FUNCTION) rules. engine: what runs a model, plain or
+    vllm; dtype: of its weights (auto: bfloat16 on a GPU, float32 on the CPU).
 
     Raises UsageError, TemplateMismatch, Refused, Unable."""
+    if is_hub_id(source) and ".py" not in source:
+        return open_model(str(local_directory(source)), engine, dtype, name=source)
     if Path(source).is_dir():
         return open_model(source, engine, dtype)
     for option, given, default in (("--engine", engine, "plain"), ("--dtype", dtype, "auto")):
@@ -49,7 +52,8 @@ def open_served(source: str, engine: str = "plain", dtype: str = "auto") -> Serv
     raise UsageError(f"{source} is neither a model directory nor a python file with a reward function")
 
 
-def open_model(path: str, engine: str = "plain", dtype: str = "auto") -> Served:
+def open_model(path: str, engine: str = "plain", dtype: str = "auto", name: str | None = None) -> Served:
+    """name: what the handshake calls it, default the directory's."""
     from transformers.utils import logging
 
     from rlhfctl.models.heap import keep_large_blocks
@@ -71,7 +75,7 @@ def open_model(path: str, engine: str = "plain", dtype: str = "auto") -> Served:
     info = Info(
         schema=SCHEMA,
         kind="model",
-        name=Path(path).resolve().name,
+        name=name or Path(path).resolve().name,
         version=__version__,
         fingerprint=hash_of(rm.sha256, tokenizer, *weight_facts(Path(path))),
         granularities=source.granularities,

@@ -1,6 +1,7 @@
 """The value-head rule on checkpoints made here: created, replaced by the checkpoint's, kept; never silently random."""
 
 import json
+import shutil
 
 import pytest
 import tiny_sizes
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from rlhfctl.errors import Refused
+from rlhfctl.errors import Refused, Unable
 from rlhfctl.models.load import load_causal_lm
 from rlhfctl.models.packing import pack
 from rlhfctl.models.reward_model import load_reward_model
@@ -54,6 +55,28 @@ def critic(policy_dir, reward_model=None, **keys):
 
 
 ROWS = [[3, 9, 4, 7, 2], [5, 8, 1], [6, 6, 6, 6, 6, 6, 6, 11]]
+
+
+def test_a_model_of_the_hub_is_read_where_its_files_are(policy_dir, reward_dir, tmp_path, monkeypatch):
+    """The cache of the hub, as a download leaves it."""
+    import huggingface_hub.constants
+
+    cached = tmp_path / "cache/models--some--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("abc")
+    shutil.copytree(reward_dir, cached / "snapshots/abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    model, there = (
+        load_reward_model("some/model", torch.float32, CPU),
+        load_reward_model(str(reward_dir), torch.float32, CPU),
+    )
+    assert torch.equal(model.head.weight, there.head.weight)
+    _, value = critic(policy_dir, "some/model", init="reward_model")
+    assert torch.equal(value.head.weight, there.head.weight)
+    with pytest.raises(
+        Unable, match="no/such is no directory here and did not come from the hub: HF_HUB_OFFLINE is set"
+    ):
+        load_reward_model("no/such", torch.float32, CPU)
 
 
 def test_scores_equal_transformers_own_head(reward_dir):
