@@ -6,6 +6,7 @@ import torch
 from rlhfctl.errors import RunFailed
 from rlhfctl.recipe.guard import Guard
 from rlhfctl.run_dir import RunDir
+from rlhfctl.trainers.drift import Stat
 from rlhfctl.trainers.trajectory import Trajectory
 from rlhfctl.trainers.watch import STEPS_WITHOUT_SIGNAL, Watch
 
@@ -143,6 +144,33 @@ def test_it_may_warn_or_be_off(action, lines, tmp_path):
         guard.check(step, {"reward/std": 1.0, "reward/mean": 0.0}, gamed(step))
     assert len(said) == lines
     assert all("no checkpoint up to step 3 is there" in line for line in said)
+
+
+def test_the_last_good_checkpoint_is_from_before_the_first_bad_step(tmp_path):
+    guard, _ = watch(tmp_path / "run", limit=0.5)
+    for step in (5, 10, 30, 31):
+        complete_checkpoint(guard.ctx.run, step)
+    flat, varied = {"reward/std": 0.0, "reward/mean": 0.1}, {"reward/std": 0.5, "reward/mean": 0.1}
+    for step in range(1, 5 + STEPS_WITHOUT_SIGNAL):
+        guard.check(step, varied if step <= 5 else flat, experience())
+    with pytest.raises(RunFailed, match=r"the last good checkpoint is .*step_000005"):
+        guard.check(5 + STEPS_WITHOUT_SIGNAL, flat, experience())
+    with pytest.raises(RunFailed, match=r"the last good checkpoint is .*step_000030"):
+        guard.check(31, varied | {"kl/reference": 0.6}, experience())
+
+
+def test_equal_scores_with_rewards_of_tokens_are_a_signal(tmp_path):
+    guard, said = watch(tmp_path)
+    guard.check(1, {"reward/std": 0.0, "reward/mean": 0.1, "reward/token_mean": 0.2}, experience())
+    assert said == []
+
+
+def test_an_accuracy_has_the_variance_of_a_share(tmp_path):
+    guard, _ = watch(tmp_path, held_out=1000)
+    seen = []
+    guard.drift = SimpleNamespace(evaluated=lambda *told: seen.append(told) or [])
+    assert guard.evaluated(4, {"eval/accuracy": 0.3}) == []
+    assert seen == [(4, "eval/accuracy", Stat(1000.0, 0.3, pytest.approx(0.21)))]
 
 
 def test_accuracy_of_evaluations_is_a_held_out_measure(tmp_path):
