@@ -129,7 +129,7 @@ def test_a_value_model_that_sees_the_batch_once_passes_once(batch, monkeypatch, 
         options = (
             "algorithm.advantage=gae",
             "value_model.head=normal",
-            "train.tokens_per_microbatch=12",
+            "train.tokens_per_microbatch=9",
             shaped,
         )
         ctx, models, rows = batch(*options)
