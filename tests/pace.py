@@ -11,7 +11,8 @@ import argparse, asyncio, email.message, http.client, json, logging.config, mult
 import sqlite3, unittest.mock, xml.etree.ElementTree
 json.loads(json.dumps({str(i): i for i in range(150_000)}))
 """
-USUAL = 0.20  # CPU seconds of WORK on the machine whose budgets the tests hold: two EPYC cores with nothing else to do
+USUAL = 0.24  # CPU seconds of WORK on the machine whose budgets the tests hold: two EPYC cores with nothing else to do
+SLACK = 1.15  # by so much the ratio of two of these least times moves from one try to the next
 ROUNDS = 6  # the least of so many: other processes slow a run down, nothing makes it faster
 
 
@@ -23,7 +24,7 @@ def fixed_work() -> float:
 
 
 def assert_within(budget: float, measure: Callable[[], float]) -> None:
-    """`measure` returns CPU seconds; they may exceed the budget by as much as fixed_work() exceeds its usual time."""
+    """`measure` returns CPU seconds: at most the budget where fixed_work() takes its usual time, else in proportion."""
     spent: list[float] = []
     work: list[float] = []
     for _ in range(ROUNDS):
@@ -31,7 +32,7 @@ def assert_within(budget: float, measure: Callable[[], float]) -> None:
         if min(spent) <= budget:
             return
         work.append(fixed_work())
-        if min(spent) <= budget * min(work) / USUAL:
+        if min(spent) <= budget * min(work) / USUAL * SLACK:
             return
     raise AssertionError(
         f"{min(spent):.3f} s of a budget of {budget} s, where fixed work took {min(work):.3f} of {USUAL} s"
