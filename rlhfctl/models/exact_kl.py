@@ -2,8 +2,8 @@
 
     kl_i = sum_v pi_i(v) * ( log pi_i(v) - log ref_i(v) )    d kl_i / d z_v = pi(v) * (log pi(v) - log ref(v) - kl)
 
-N positions, H hidden size, V vocabulary: the two [n, V] distributions of a chunk exist in float32, never all of them;
-the backward pass computes them again.
+N positions, H hidden size, V vocabulary: the two [n, V] distributions of a chunk exist in float32, never all of them,
+and what follows from them is written in their place; the backward pass computes them again.
 """
 
 from typing import Any
@@ -27,7 +27,8 @@ class _LogprobsAndKl(torch.autograd.Function):
             theirs = chunk_logits(ref_hidden[part], ref_weight, 1.0).log_softmax(1)
             logprobs[part] = ours.gather(1, targets[part, None]).squeeze(1)
             ref_logprobs[part] = theirs.gather(1, targets[part, None]).squeeze(1)
-            kl[part] = torch.linalg.vecdot(ours.exp(), ours - theirs)
+            log_ratio = theirs.neg_().add_(ours)
+            kl[part] = torch.linalg.vecdot(ours.exp_(), log_ratio)
         ctx.save_for_backward(hidden, weight, targets, ref_hidden, ref_weight, kl)
         ctx.mark_non_differentiable(ref_logprobs)
         return logprobs, ref_logprobs, kl
@@ -40,8 +41,9 @@ class _LogprobsAndKl(torch.autograd.Function):
         for part in _chunks(len(targets), weight.shape[0]):
             ours = chunk_logits(hidden[part], weight, 1.0).log_softmax(1)
             theirs = chunk_logits(ref_hidden[part], ref_weight, 1.0).log_softmax(1)
-            inner = (ours - theirs - kl[part, None]) * grad_kl[part, None] - grad_logprobs[part, None]
-            grad_logits = inner.mul_(ours.exp())
+            log_ratio = theirs.neg_().add_(ours)
+            inner = log_ratio.sub_(kl[part, None]).mul_(grad_kl[part, None]).sub_(grad_logprobs[part, None])
+            grad_logits = inner.mul_(ours.exp_())
             grad_logits.scatter_add_(1, targets[part, None], grad_logprobs[part, None])
             grad_logits = grad_logits.to(hidden.dtype)
             grad_hidden[part] = product(grad_logits, weight.t())

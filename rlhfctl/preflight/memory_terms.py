@@ -151,7 +151,7 @@ def head_logits(recipe: AnyRecipe, shape: Shape, tokens: int, cpu: bool) -> Byte
         return tensors(tokens * TILE * 4, 3) + tensors(tokens * shape.hidden * 4, 3)
     rows = chunk_rows(shape, tokens)
     bonus = isinstance(recipe, PpoRecipe) and recipe.algorithm.entropy_coef > 0
-    chunks = 4 if bonus or isinstance(recipe, OreoRecipe) else 2
+    chunks = 4 if bonus else 3 if isinstance(recipe, OreoRecipe) else 2
     return tensors(rows * shape.vocabulary * 4, chunks)
 
 
