@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rlhfctl.quickstart.chains import write_model as write_family
 from rlhfctl.recipe.load import dump, load_recipe
 from rlhfctl.recipe.tasks import TASKS
 from rlhfctl.run_dir import RunDir, write_text
+from rlhfctl.stop import SIGNALS
 
 pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file
@@ -204,12 +206,13 @@ LINKS = {  # what an earlier step of some page makes: one of the two runs or of 
 
 
 def call(words: list[str]) -> int:
-    """rlhfctl in this process; its signal handler is not left behind."""
-    before = signal.getsignal(signal.SIGTERM)
+    """rlhfctl in this process; its signal handlers are not left behind."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     try:
         return run(words)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def answer_seven_or_eight(file: Path) -> None:
@@ -275,6 +278,10 @@ def test_the_command_ends_as_the_page_says(
     monkeypatch.chdir(home / "stories" if "stories" in page else home)
     code = execute(page, line)
     said = capsys.readouterr()
+    missing = re.search("not started: packages are missing: (.*)", said.err)
+    if missing and not any(map(find_spec, missing[1].split(", "))):
+        assert code == 4  # of a bare installation; all else about the line was checked before
+        return
     assert code == ENDS.get(line, 0), f"{page}: {line}\n{said.out[-2000:]}{said.err}"
 
 
