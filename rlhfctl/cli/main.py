@@ -144,9 +144,9 @@ def run(argv: list[str]) -> int:
         )
         if code == INTERRUPTED and not console.finished:  # typer makes this of a KeyboardInterrupt
             code = TERMINATED if received else INTERRUPTED
-            trains = any(word in SECTIONS["Train"] for word in argv[:1])
-            before = "before anything was started" if trains else "before there was a result"
-            return console.finish(code, message=f"interrupted {before}")
+            trains = next(iter(argv), "") in SECTIONS["Train"]
+            before = "anything was started" if trains else "there was a result"
+            return console.finish(code, message=f"interrupted before {before}")
         return code or DONE
     except RlhfctlError as error:
         show_traceback(console)

@@ -50,16 +50,15 @@ def choose(
     if not isinstance(guide, ValueFunction):
         _best_of_n(rows, _reward_scores(guide, rows), settings.alpha or 0.0)
         return
-    model = guide
-    alpha = settings.alpha if settings.alpha is not None else float(model.facts.get("alpha", 0.0))
+    alpha = settings.alpha if settings.alpha is not None else float(guide.facts.get("alpha", 0.0))
     read = [(row, answer) for row in rows for answer in (row.samples or [row.greedy])]
-    values = _read_states(model, answerer, read)
+    values = _read_states(guide, answerer, read)
     if settings.search == "best-of-n":
         final = iter(group[-1] for group in values)
         _best_of_n(rows, [[next(final) for _ in row.samples] for row in rows], alpha)
     elif settings.search == "beam":
         say(f"{len(rows)} prompts, beams of {settings.samples}, score V + {alpha:g} log pi")
-        _beams(settings, answerer, judge, rows, model, alpha)
+        _beams(settings, answerer, judge, rows, guide, alpha)
 
 
 def _read_states(

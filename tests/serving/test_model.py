@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import json
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import huggingface_hub.constants
 import pytest
 
 from rlhfctl.errors import Refused
@@ -18,6 +20,7 @@ from rlhfctl.quickstart.chains import write_model
 from rlhfctl.recipe.sections import ModelSource, RemoteSource, Template
 from rlhfctl.rewards.model import ModelReward
 from rlhfctl.rewards.remote import RemoteReward
+from rlhfctl.serving.scorers import open_served
 
 NO_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -69,6 +72,22 @@ def test_scores_are_those_of_the_model_in_this_process(served: Any, here: ModelR
     with concurrent.futures.ThreadPoolExecutor(20) as pool:  # 40 clients of one sample each
         alone = list(pool.map(lambda row: served.ask(row).json()["rewards"][0]["score"], rows))
     assert alone == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_model_of_the_hub_is_served_under_its_id(
+    reward_model: Path, here: ModelReward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the cache of the hub, as a download leaves it."""
+    cached = tmp_path / "cache/models--some--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("abc")
+    shutil.copytree(reward_model, cached / "snapshots/abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    served = open_served("some/model")
+    assert served.info.name == "some/model"
+    rows = [question(n) for n in range(4)]
+    found, wanted = served.scorers[0].score([rows])[0], here.score(rows)
+    assert [each.score for each in found] == pytest.approx([each.score for each in wanted], abs=1e-6)
 
 
 def test_the_hash_is_that_of_the_rendered_text(served: Any, here: ModelReward) -> None:
