@@ -89,7 +89,7 @@ def learn(home: Path, name: str, seed: int, options: argparse.Namespace) -> Curv
         *options.override,
     ]
     run = run_of(home, name, options)
-    train("reft" if method.recipe == "reft" else "ppo", run, last_of_each(overrides, home))
+    train(method.recipe, run, last_of_each(overrides, home))
     return read_curve(run, name, seed)
 
 

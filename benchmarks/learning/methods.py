@@ -19,13 +19,29 @@ class Method:
 
 
 WITHOUT_VALUES = ["value_model=null", "algorithm.value_coef=1.0"]
+DEMONSTRATED = ["data.train=[{path: {home}/data/sft.jsonl, format: prompt_response}]"]
 WARM = [  # from the sft run of the same task seed, on its questions
     "warmup=null",
     "policy.from_config=null",
     "policy.tokenizer=null",
-    "data.train=[{path: {home}/data/sft.jsonl, format: prompt_response}]",
+    *DEMONSTRATED,
 ]
-SUPERVISED = [*WARM, "algorithm.minibatches=1", "algorithm.kl_coef=0.05"]
+SCRATCH = [  # from random weights
+    "policy.path=null",
+    "policy.from_config={home}/model",
+    "policy.tokenizer={home}/model",
+]
+NO_PPO = ["algorithm.minibatches=1", "algorithm.kl_coef=0.05"]
+SUPERVISED = [*WARM, *NO_PPO]
+FEW = "self_training={samples: 4, keep: 4}"  # of each of 20,000 questions: the paper's 100 and 10 take 25 times as long
+AS_SFT = [  # its supervised phase, as quickstart/sft
+    "optim.lr=3e-3",
+    "optim.schedule=cosine",
+    "optim.warmup_ratio=0.03",
+    "train.steps=700",
+    "train.batch_size=64",
+    "train.eval_every=350",
+]
 
 METHODS: dict[str, Method] = {
     "ppo": Method(),
@@ -36,11 +52,13 @@ METHODS: dict[str, Method] = {
     ),
     "reft": Method(WARM, "reft"),
     "online_st": Method([*SUPERVISED, "method=online_st"], "reft"),
+    "offline_st": Method([*DEMONSTRATED, *SCRATCH, *NO_PPO, "method=offline_st", FEW, *AS_SFT], "reft"),
+    "sft_long": Method([*DEMONSTRATED, *SCRATCH, "train.steps=2100", "train.eval_every=350"], "sft"),
 }
 
 # The verdict on the final digit and, with a weight, on each line; a model's steps with a weight of their own.
 DIGIT = "{kind: verifier, name: chain_answer, right: 1.0, wrong: 0.1, unparsable: 0.0"
-PRM = "{kind: model, path: {home}/prm/final, weight: 0.0, step_reward: STEP_REWARD, span_weight: "
+PRM = "{kind: model, path: {home}/MODEL/final, weight: 0.0, step_reward: STEP_REWARD, span_weight: "
 RM = "{kind: model, path: {home}/rm/final, weight: "
 
 
@@ -50,12 +68,12 @@ def lines(weight: float, *more: str) -> Method:
     return Method(["reward.granularity=step", sources, *more])
 
 
-def process(weight: float, step_reward: str, *more: str) -> Method:
+def process(weight: float, step_reward: str, *more: str, model: str = "prm") -> Method:
     """weight: of a process reward model trained on step labels."""
-    model = PRM.replace("STEP_REWARD", step_reward)
+    source = PRM.replace("MODEL", model).replace("STEP_REWARD", step_reward)
     return Method(
-        ["reward.granularity=step", f"reward.sources=[{DIGIT}}}, {model}{weight}}}]", *more],
-        reward_model="prm",
+        ["reward.granularity=step", f"reward.sources=[{DIGIT}}}, {source}{weight}}}]", *more],
+        reward_model=model,
     )
 
 
@@ -71,6 +89,10 @@ DENSE: dict[str, Method] = {
     "lines-0.4-gamma-0.9": lines(0.4, *NEAR),
     "prm-difference-0.3": process(0.3, "difference", *NEAR),
     "prm-difference-1.0": process(1.0, "difference"),
+    "prm-1800-difference-0.3": process(0.3, "difference", *NEAR, model="prm-1800"),
+    "prm-1800-min-0.3": process(0.3, "min", *NEAR, model="prm-1800"),
+    "prm-1800-raw-0.3": process(0.3, "raw", *NEAR, model="prm-1800"),
+    "rm-0.1": Method([f"reward.sources=[{DIGIT}}}, {RM}0.1}}]"], reward_model="rm"),
     "redistribution-0.1": Method(
         [f"reward.sources=[{DIGIT}}}, {RM}0.1}}]", "reward.shaping.redistribution=difference"],
         reward_model="rm",
@@ -86,12 +108,17 @@ DENSE: dict[str, Method] = {
     ),
 }
 
+STEPS = [
+    "algorithm.objective=step",
+    "algorithm.step_coef=0.0",
+    "data.train=[{path: {home}/data/steps.jsonl, format: stepwise}]",
+    "data.eval=[]",
+]
 REWARD_MODELS: dict[str, list[str]] = {
-    "rm": ["train.steps=600"],
-    "prm": [
-        "algorithm.objective=step",
-        "algorithm.step_coef=0.0",
-        "data.train=[{path: {home}/data/steps.jsonl, format: stepwise}]",
-        "data.eval=[]",
+    "rm": [
+        "data.train=[{path: {home}/data/pairs.jsonl, format: preference}, "
+        "{path: {home}/data/steps.jsonl, format: stepwise}]"
     ],
+    "prm": STEPS,
+    "prm-1800": [*STEPS, "train.steps=1800"],
 }
