@@ -62,6 +62,10 @@ PRM = "{kind: model, path: {home}/MODEL/final, weight: 0.0, step_reward: STEP_RE
 RM = "{kind: model, path: {home}/rm/final, weight: "
 
 
+# A sampled special token spells a text that a reward model of this closed vocabulary cannot read.
+UNREAD = "reward.max_failures=1000"
+
+
 def lines(weight: float, *more: str) -> Method:
     """weight: reward of a line that follows from the line before it."""
     sources = f"reward.sources=[{DIGIT}, span_weight: {weight}}}]"
@@ -72,7 +76,7 @@ def process(weight: float, step_reward: str, *more: str, model: str = "prm") -> 
     """weight: of a process reward model trained on step labels."""
     source = PRM.replace("MODEL", model).replace("STEP_REWARD", step_reward)
     return Method(
-        ["reward.granularity=step", f"reward.sources=[{DIGIT}}}, {source}{weight}}}]", *more],
+        ["reward.granularity=step", f"reward.sources=[{DIGIT}}}, {source}{weight}}}]", UNREAD, *more],
         reward_model=model,
     )
 
@@ -92,9 +96,9 @@ DENSE: dict[str, Method] = {
     "prm-1800-difference-0.3": process(0.3, "difference", *NEAR, model="prm-1800"),
     "prm-1800-min-0.3": process(0.3, "min", *NEAR, model="prm-1800"),
     "prm-1800-raw-0.3": process(0.3, "raw", *NEAR, model="prm-1800"),
-    "rm-0.1": Method([f"reward.sources=[{DIGIT}}}, {RM}0.1}}]"], reward_model="rm"),
+    "rm-0.1": Method([f"reward.sources=[{DIGIT}}}, {RM}0.1}}]", UNREAD], reward_model="rm"),
     "redistribution-0.1": Method(
-        [f"reward.sources=[{DIGIT}}}, {RM}0.1}}]", "reward.shaping.redistribution=difference"],
+        [f"reward.sources=[{DIGIT}}}, {RM}0.1}}]", UNREAD, "reward.shaping.redistribution=difference"],
         reward_model="rm",
     ),
     "prime": Method(

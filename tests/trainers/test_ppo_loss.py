@@ -85,9 +85,7 @@ def test_keys_of_the_value_loss(context, clip, expected, clipped):
         experience.values, experience.returns = (now - 0.5)[None], (now + 1.0)[None]
         experience.advantages = torch.zeros(1, 3)
         sums = Sums()
-        train_pack(
-            ctx.recipe.algorithm, models, experience, packed, torch.full((3,), 1 / 3), sums, FIRST
-        )
+        train_pack(ctx.recipe.algorithm, models, experience, packed, torch.full((3,), 1 / 3), sums, FIRST)
         metrics = update_metrics(ctx.recipe.algorithm, sums.values, {"policy": [1.0]})
         return metrics, models.critic.head.weight.grad
 
