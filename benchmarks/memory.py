@@ -4,8 +4,8 @@
 
 Processes of its own for a configuration: imports first, then the peak is reset, then a few steps of the trainer itself.
 JSON lines memory/NAME: estimate_mb, peak_mb (VmHWM minus what was resident before the model; of several ranks the
-largest), ratio. --quick: three. --set: all, fitted (CONFIGURATIONS), fresh or zero, which no part of the estimate was
-fitted to.
+largest), ratio. --quick: three. --set: all, fitted (CONFIGURATIONS), or fresh, zero, quantized, offloaded, which no
+part of the estimate was fitted to.
 """
 
 import argparse
@@ -108,7 +108,30 @@ ZERO: dict[str, dict[str, Any]] = {
     "two-gae-zero-3": {**TWO, "zero": 3, "task": "ppo", "kl": 0.05, "advantage": "gae"},
     "two-lora-zero-3": {**TWO, "zero": 3, "lora": True},
 }
-SETS = {"fitted": CONFIGURATIONS, "fresh": FRESH, "zero": ZERO, "all": CONFIGURATIONS | FRESH | ZERO}
+# Frozen matrices in 8 and 4 bits under an adapter.
+DEEP = {"vocab": 8192, "hidden": 768, "layers": 8, "inner": 2048, "tokens": 1024, "rows": 8, "lora": True}
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "lora-float32": DEEP,
+    **{f"lora-{kind}": {**DEEP, "quantization": kind} for kind in ("int8", "nf4")},
+    "lora-nf4-bfloat16": {**DEEP, "quantization": "nf4", "dtype": "bfloat16"},
+    "lora-nf4-grpo": {**DEEP, "quantization": "nf4", "task": "ppo", "kl": 0.05, "advantage": "grpo"},
+}
+# The optimizer, or parameters too, kept and stepped in CPU memory.
+OFFLOADED: dict[str, dict[str, Any]] = {
+    "offload-zero-1": {**TWO, "world": 1, "zero": 1, "offload": "optimizer"},
+    "offload-zero-2": {**TWO, "zero": 2, "offload": "optimizer"},
+    "offload-zero-2-bfloat16": {**TWO, "zero": 2, "offload": "optimizer", "dtype": "bfloat16"},
+    "offload-zero-3": {**TWO, "zero": 3, "offload": "optimizer"},
+    "offload-all": {**TWO, "zero": 3, "offload": "all"},
+}
+SETS = {
+    "fitted": CONFIGURATIONS,
+    "fresh": FRESH,
+    "zero": ZERO,
+    "quantized": QUANTIZED,
+    "offloaded": OFFLOADED,
+    "all": CONFIGURATIONS | FRESH | ZERO | QUANTIZED | OFFLOADED,
+}
 QUICK = ("sft", "sft-lora-checkpointing", "rm")
 LENGTH = 256  # of every row, where a configuration says nothing else
 STEPS = 2
@@ -167,8 +190,9 @@ def write_home(home: Path, spec: dict[str, Any]) -> dict[str, Any]:
     }
     if spec.get("lora"):
         recipe["policy"] |= {"lora": {"rank": 16}, "path": recipe["policy"].pop("from_config")}
+        recipe["policy"] |= {key: spec[key] for key in ("quantization",) if key in spec}
     if "zero" in spec:
-        recipe["deepspeed"] = {"zero_stage": spec["zero"]}
+        recipe["deepspeed"] = {"zero_stage": spec["zero"], "offload": spec.get("offload", "none")}
     if task == "ppo":
         recipe |= {
             "reward": {"sources": [{"kind": "python", "path": str(home / "reward.py")}]},

@@ -61,12 +61,14 @@ class _TokenLogprobs(torch.autograd.Function):
             every = chunk_logits(hidden[part], weight, temperature).log_softmax(1)
             logprobs[part] = every.gather(1, targets[part, None]).squeeze(1)
             if not (keep or with_entropy):
+                del every
                 continue
             probabilities = every.exp()
             if with_entropy:
                 entropy[part] = -torch.linalg.vecdot(probabilities, every)
             if keep:
                 kept.append(probabilities)
+            del every, probabilities  # before the next chunk's are made
         ctx.save_for_backward(hidden, weight, targets, entropy, *kept)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)  # an entropy that no loss uses costs nothing
@@ -82,8 +84,9 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_weight: Tensor | None = None
         for index, start in enumerate(range(0, rows, chunk_rows(vocabulary))):
             part = slice(start, min(start + chunk_rows(vocabulary), rows))
-            fresh = None if kept else chunk_logits(hidden[part], weight, ctx.temperature).softmax(1)
-            probabilities = kept[index] if fresh is None else fresh
+            probabilities = (
+                kept[index] if kept else chunk_logits(hidden[part], weight, ctx.temperature).softmax(1)
+            )
             if grad_logprobs is None:
                 grad_logits = torch.zeros_like(probabilities)
             else:
@@ -92,14 +95,16 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_logits.scatter_add_(1, targets[part, None], scale)
             if grad_entropy is not None:  # d H / d logit = -p * (log p + H)
                 scale = grad_entropy[part, None] / ctx.temperature
-                grad_logits += scale * (
-                    torch.special.entr(probabilities) - probabilities * entropy[part, None]
-                )
+                spread = torch.special.entr(probabilities).sub_(probabilities * entropy[part, None])
+                grad_logits += spread.mul_(scale)
+                del spread
             grad_logits = grad_logits.to(hidden.dtype)
             grad_hidden[part] = product(grad_logits, weight.t())
             if ctx.needs_input_grad[1]:
                 added = product(grad_logits.t(), hidden[part].t())
                 grad_weight = added if grad_weight is None else grad_weight.add_(added)
+                del added
+            del probabilities, grad_logits  # before the next chunk's are made
         if grad_weight is None and ctx.needs_input_grad[1]:  # no rows at all
             grad_weight = torch.zeros_like(weight)
         return grad_hidden, grad_weight, None, None, None, None

@@ -16,11 +16,13 @@ from rlhfctl.preflight.inputs import Inputs, NotThere
 from rlhfctl.preflight.machine import processes, uses_bfloat16, world_size
 from rlhfctl.preflight.memory_terms import (
     Bytes,
+    dense_matrix,
     full_pack,
     head_gradient,
     head_logits,
     kept_activations,
     layer_gradients,
+    offloaded_bytes,
     pack_tokens,
     repeated_keys,
     rollout_bytes,
@@ -47,7 +49,8 @@ class Estimate:
     """Bytes per rank. activations and logits: of one pack, with the head's gradient; zero_buffers: gradients on their
     way to the rank that keeps them, and gathered parameters; kv_cache: of a rollout batch with its logits and the
     policy's matrices as it reads them; value_model, implicit_prm: all that belongs to them but activations; merged:
-    final/ with LoRA folded in; allocator: what the process holds of what was freed."""
+    final/ with LoRA folded in; allocator: what the process holds of what was freed; offloaded: in CPU memory beside a
+    GPU's, not in the peak."""
 
     weights: int = 0
     gradients: int = 0
@@ -62,6 +65,7 @@ class Estimate:
     reward_model: int = 0
     merged: int = 0
     allocator: int = 0
+    offloaded: int = 0
     peak: int = 0
 
     def parts(self) -> dict[str, int]:
@@ -70,11 +74,13 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A trained model on one rank. weights, optimizer: always there. gradients: after its last pack; step: beside them
-    in the optimizer step; buffers: ZeRO's, while it passes backward; saved: on rank 0 while a checkpoint is written."""
+    """A trained model on one rank. weights, optimizer: always there, or `away` in the CPU's memory. gradients: after
+    its last pack; step: beside them in the optimizer step; buffers: ZeRO's, while it passes backward; saved: on rank 0
+    while a checkpoint is written."""
 
     weights: int
     optimizer: int
+    away: int
     gradients: Bytes
     step: Bytes
     buffers: int
@@ -90,6 +96,7 @@ def trained_model(
     head: bool,
     world: int,
     shards: Shards,
+    cpu: bool,
 ) -> Trained:
     """trained: parameters that move. frozen: bytes under an adapter, None where the model trains in full. head: whether
     it has the language model's."""
@@ -105,10 +112,23 @@ def trained_model(
     if zero is not None:  # rank 0 puts every tensor together
         states = copied if own == 2 else MOMENTS
         saved = Bytes(trained * states + (whole if shards.weights > 1 else 0), full.large // own * states)
+    weights = (frozen or 0) // shards.weights
+    weights += trained * own // (1 if frozen is not None else shards.weights)
+    optimizer = trained * copied // shards.optimizer
+    away = 0
+    if zero is not None and zero.offload != "none":
+        many = pack_tokens(recipe, world)[1]
+        optimizer += offloaded_bytes(recipe, trained // shards.optimizer, own, largest, many)
+        if zero.zero_stage == 2:
+            gradients = Bytes()  # in CPU memory as soon as they are summed
+        if not cpu:
+            away, optimizer = optimizer, 0
+            if zero.offload == "all":
+                away, weights = away + weights, 0
     return Trained(
-        weights=(frozen or 0) // shards.weights
-        + trained * own // (1 if frozen is not None else shards.weights),
-        optimizer=trained * copied // shards.optimizer,
+        weights=weights,
+        optimizer=optimizer,
+        away=away,
         gradients=gradients,
         step=tensors(step_bytes(recipe, trained, own, largest, world, shards.optimizer, gradients.total)),
         buffers=zero_bytes(recipe, trained, whole // width, width),
@@ -142,11 +162,12 @@ def estimate(
         not is_rm,
         world,
         shards,
+        cpu,
     )
-    critic = value_model(recipe, shape, width, world, shards)
+    critic = value_model(recipe, shape, width, world, shards, cpu)
     prm = None
     if isinstance(recipe, PpoRecipe) and recipe.algorithm.advantage == "prime":
-        prm = trained_model(recipe, shape, width, None, shape.parameters, True, world, shards)
+        prm = trained_model(recipe, shape, width, None, shape.parameters, True, world, shards, cpu)
 
     found = Estimate(weights=policy.weights, gradients=policy.gradients.total, optimizer=policy.optimizer)
     moments = passes(found, recipe, shape, width, world, cpu, policy, critic, prm)
@@ -163,8 +184,10 @@ def estimate(
         found.kv_cache = rollout_bytes(recipe, shape, width, world, cpu)
         moments.append(Bytes(found.kv_cache))
     every = [each for each in (policy, critic, prm) if each is not None]
+    found.offloaded = sum(each.away for each in every)
     if cpu:
         moments.append(sum((each.saved for each in every), start=Bytes()))
+        moments.append(Bytes(parameters * width - quantized))  # loaded whole, then quantised
     stays = sum(each.weights + each.optimizer for each in every) + found.reference + found.reward_model
     stays += shape.parameters * width if prm is not None else 0
     fullest = max(moments, key=lambda moment: moment.total + HEAP * cpu * (moment.total - moment.large))
@@ -195,6 +218,7 @@ def passes(
     kept = kept_activations(shape, width, tokens, lora, checkpointing, cpu, keys, narrow(recipe))
     logits = head_logits(recipe, shape, tokens, cpu)
     head = logits + (nothing if lora else head_gradient(recipe, shape, width, tokens, many, cpu))
+    kept += dense_matrix(recipe.policy, shape, width)
     found.activations, found.logits = kept.total, head.total
     found.zero_buffers = policy.buffers + (critic.buffers if critic else 0)
     buffers = Bytes(found.zero_buffers)
@@ -253,17 +277,20 @@ def narrow(recipe: AnyRecipe) -> bool:
     return recipe.algorithm.score != "token_sum" and not divided
 
 
-def value_model(recipe: AnyRecipe, shape: Shape, width: int, world: int, shards: Shards) -> Trained | None:
+def value_model(
+    recipe: AnyRecipe, shape: Shape, width: int, world: int, shards: Shards, cpu: bool
+) -> Trained | None:
     """A second trained model; with adapters on both it stands on the policy's own backbone."""
     spec = recipe.values_of()
     if spec is None or spec.shared_trunk:
         return None
     size = shape.trunk + shape.hidden
     if spec.lora is None:
-        return trained_model(recipe, shape, width, None, size, False, world, shards)
+        return trained_model(recipe, shape, width, None, size, False, world, shards, cpu)
     hosted = recipe.policy.lora is not None and spec.init == "policy"
     adapter = lora_parameters(spec.lora, shape) + shape.hidden
-    return trained_model(recipe, shape, width, 0 if hosted else size * width, adapter, False, world, shards)
+    frozen = 0 if hosted else size * width
+    return trained_model(recipe, shape, width, frozen, adapter, False, world, shards, cpu)
 
 
 def has_reference(recipe: AnyRecipe) -> bool:
@@ -307,11 +334,25 @@ def check(inputs: Inputs) -> Iterator[Finding]:
             "dtype": "bfloat16" if uses_bfloat16(inputs) else "float32",
         },
     )
-    free = min(gpu.memory for gpu in gpus) if gpus else inputs.machine.memory // processes(inputs)
+    host = inputs.machine.memory // processes(inputs)
+    if gpus and host and found.offloaded + RUNTIME > CLOSE * host:
+        yield Finding(
+            "X041",
+            "warning",
+            f"about {size(found.offloaded + RUNTIME)} of CPU memory per rank for what deepspeed.offload keeps there, "
+            f"and {size(host)} is free for each",
+            fix="more nodes, or a smaller model",
+            side="machine",
+            evidence={"needed": found.offloaded + RUNTIME, "free": host},
+        )
+    free = min(gpu.memory for gpu in gpus) if gpus else host
     needed = found.peak + RUNTIME
     if not free or needed <= CLOSE * free:
         return
-    ways = [(what, each.peak + RUNTIME) for what, each in changes(inputs.recipe, of, world_size(inputs))]
+    ways = [
+        (what, each.peak + RUNTIME)
+        for what, each in changes(inputs.recipe, of, world_size(inputs), bool(gpus))
+    ]
     fits = next((f"{what}: about {size(total)}" for what, total in ways if total <= CLOSE * free), None)
     yield Finding(
         "X041",
@@ -328,7 +369,7 @@ def reward_models(inputs: Inputs) -> list[ModelSource]:
     return inputs.reward_models if isinstance(inputs.recipe, PpoRecipe) else []
 
 
-def changes(recipe: AnyRecipe, of: Any, world: int = 1) -> Iterator[tuple[str, Estimate]]:
+def changes(recipe: AnyRecipe, of: Any, world: int = 1, gpus: bool = False) -> Iterator[tuple[str, Estimate]]:
     """Single changes from the smallest on: what costs no accuracy, then what costs time, then what changes training."""
 
     def tried(section: str, **keys: Any) -> AnyRecipe:
@@ -351,6 +392,9 @@ def changes(recipe: AnyRecipe, of: Any, world: int = 1) -> Iterator[tuple[str, E
     for higher in range(stage + 1, 4) if world > 1 and recipe.policy.quantization == "none" else ():
         spec = (recipe.deepspeed or DeepSpeed()).model_copy(update={"zero_stage": higher})
         options.append((f"deepspeed.zero_stage={higher}", recipe.model_copy(update={"deepspeed": spec})))
+    if gpus and stage and recipe.deepspeed is not None and recipe.deepspeed.offload == "none":
+        spec = recipe.deepspeed.model_copy(update={"offload": "optimizer"})
+        options.append(("deepspeed.offload=optimizer", recipe.model_copy(update={"deepspeed": spec})))
     if recipe.policy.dtype != "bfloat16":
         options.append(("policy.dtype=bfloat16", tried("policy", dtype="bfloat16")))
     if recipe.policy.lora is None and recipe.policy.path is not None:

@@ -7,6 +7,7 @@ heads x head size, I inner size, V vocabulary. Bytes throughout.
 from dataclasses import dataclass
 
 from rlhfctl.preflight.decoder import Shape
+from rlhfctl.recipe.sections import Policy
 from rlhfctl.recipe.tasks import AnyRecipe, OreoRecipe, PpoRecipe, RmRecipe
 
 CHUNK_ELEMENTS = 1 << 24  # of models/head.py: logits that exist at once
@@ -151,7 +152,7 @@ def head_logits(recipe: AnyRecipe, shape: Shape, tokens: int, cpu: bool) -> Byte
         return tensors(tokens * TILE * 4, 3) + tensors(tokens * shape.hidden * 4, 3)
     rows = chunk_rows(shape, tokens)
     bonus = isinstance(recipe, PpoRecipe) and recipe.algorithm.entropy_coef > 0
-    chunks = 4 if bonus else 3 if isinstance(recipe, OreoRecipe) else 2
+    chunks = 4 if bonus else 2  # oreo: both models' distributions, in the memory of their logits
     return tensors(rows * shape.vocabulary * 4, chunks)
 
 
@@ -186,6 +187,8 @@ def step_bytes(
     largest: elements of the largest matrix. DeepSpeed keeps the gradients of its part, flattens them and casts the
     flat tensor."""
     if recipe.deepspeed is not None and recipe.deepspeed.zero_stage:
+        if recipe.deepspeed.offload != "none":
+            return 0  # the flat tensor is there from the start: `offloaded_bytes`
         part = trained // divided
         flat = min(part, SUB_GROUP) if recipe.deepspeed.zero_stage == 3 else part
         return max(0, part * width + flat * (4 + (width if width < 4 else 0)) - held)
@@ -197,13 +200,33 @@ def step_bytes(
 
 def zero_bytes(recipe: AnyRecipe, trained: int, parameters: int, width: int) -> int:
     """Of one engine while it passes backward. ZeRO-2 and 3 hold a bucket of gradients until it is full, in float32 as
-    it travels; ZeRO-3 keeps gathered parameters from the forward to the backward pass, LIVE of them at most."""
+    it travels (ZeRO-1 with an offloaded optimizer too); ZeRO-3 keeps gathered parameters from the forward to the
+    backward pass, LIVE of them at most."""
     spec = recipe.deepspeed
-    if spec is None or spec.zero_stage < 2:
+    if spec is None or (spec.zero_stage < 2 and spec.offload == "none"):
         return 0
     return min(trained, spec.bucket_elements) * 4 + (
         min(parameters, LIVE) * width if spec.zero_stage == 3 else 0
     )
+
+
+def offloaded_bytes(recipe: AnyRecipe, part: int, width: int, largest: int, many: bool) -> int:
+    """In CPU memory beside moments and masters of this rank's `part`, with deepspeed.offload: its gradients in float32.
+    Below ZeRO-3 also new weights on their way back, a buffer for the largest matrix, and where a step has several
+    packs the sum of their gradients."""
+    spec = recipe.deepspeed
+    if spec is None or spec.offload == "none":
+        return 0
+    below = part * (2 if many else 1) * width + largest * width
+    return part * 4 + (below if spec.zero_stage < 3 else 0)
+
+
+def dense_matrix(policy: Policy, shape: Shape, width: int) -> Bytes:
+    """Of quantised layers one matrix is dequantised at a time; from 8 bits by two products in float32."""
+    if policy.quantization == "none":
+        return Bytes()
+    largest = max(rows * columns for rows, columns in shape.linear.values())
+    return tensors(largest * 4, 2) if policy.quantization == "int8" else tensors(largest * width)
 
 
 def rollout_bytes(recipe: PpoRecipe, shape: Shape, width: int, world: int, cpu: bool) -> int:

@@ -9,6 +9,7 @@ from rlhfctl.models import exact_kl, head
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
 def test_values_and_gradients_are_those_of_the_whole_softmax(monkeypatch, chunk):
     monkeypatch.setattr(head, "CHUNK_ELEMENTS", chunk)  # chunks of 16 rows at the least
+    monkeypatch.setattr(exact_kl, "ROWS_ELEMENTS", 3 * chunk)  # normalised row by row
     generator = torch.Generator().manual_seed(0)
     rows, width, vocabulary = 41, 8, 29
     hidden, ref_hidden = (torch.randn(rows, width, generator=generator) for _ in range(2))

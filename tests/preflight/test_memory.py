@@ -137,7 +137,7 @@ def test_a_large_head_goes_in_tiles_and_its_gradient_is_made_once() -> None:
     assert logits("sft", 40_000, policy={"lora": {"rank": 4}}) == tiles
     # Chunks of 2^24 logits and two matrices: a smaller head, oreo's, and a GPU's.
     assert logits("sft", 32_000) == 2 * (2**24 // 32_000) * 32_000 * 4 + 2 * 32_000 * 64 * 4
-    assert logits("oreo", 40_000) == 3 * (2**24 // 40_000) * 40_000 * 4 + 2 * table
+    assert logits("oreo", 40_000) == 2 * (2**24 // 40_000) * 40_000 * 4 + 2 * table
     assert logits("sft", 40_000, cpu=False) == 2 * (2**24 // 40_000) * 40_000 * 4 + 2 * table
 
 
@@ -298,6 +298,56 @@ def test_an_optimizer_step_beside_the_gradients(
     divided, width = world if stage else 1, 2 if half else 4
     held = 10**8 * width // (world if stage in (2, 3) else 1)
     assert memory_terms.step_bytes(ours, 10**8, width, 1000, world, divided, held) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload", "cpu", "stays"),
+    [
+        (
+            1,
+            "optimizer",
+            True,
+            (4, 4, 3),
+        ),  # whole weights and gradients; 8 + 4 of a part, and its gradients in float32
+        (2, "optimizer", True, (4, 0, 3)),
+        (3, "optimizer", True, (1, 1, 3)),
+        (3, "all", True, (1, 1, 3)),
+        (2, "optimizer", False, (4, 0, 0)),
+        (3, "all", False, (0, 1, 0)),
+    ],
+)
+def test_what_offload_keeps_and_where(
+    stage: int, offload: str, cpu: bool, stays: tuple[int, int, int]
+) -> None:
+    """P parameters on 4 ranks in float32, one pack a step. Below ZeRO-3 also P / 4 weights on their way back and a
+    buffer of the largest matrix. On a GPU what is offloaded is in CPU memory and not in the peak."""
+    spec = {"zero_stage": stage, "offload": offload, "bucket_elements": 1000}
+    sharded = recipe(deepspeed=spec, train={"batch_size": 16})
+    found = estimate(sharded, config(), False, cpu, world=4, shards=shards_of(sharded, 4))
+    shape = shape_of(config())
+    assert found is not None
+    assert shape is not None
+    p = shape.parameters
+    weights, gradients, moments = stays
+    buffers = p + 4 * shape.table if stage < 3 else 0
+    kept = 12 * (p // 4) + 4 * (p // 4) + buffers
+    assert (found.weights, found.gradients) == (weights * p, gradients * p)
+    assert found.optimizer == (kept if moments else 0)
+    assert found.offloaded == (0 if cpu else kept + (p if offload == "all" else 0))
+
+
+def test_quantised_matrices_under_an_adapter() -> None:
+    """A byte a weight, or half of one and a float32 scale for 64; one matrix at a time is dequantised."""
+    shape = shape_of(config())
+    assert shape is not None
+    matrices = shape.layers * sum(rows * columns for rows, columns in shape.linear.values())
+    whole = estimate(recipe(policy={"lora": {"rank": 4}}), config(), False)
+    assert whole is not None
+    for kind, kept, dense in (("int8", 1.0, 8), ("nf4", 0.5 + 4 / 64, 4)):
+        found = estimate(recipe(policy={"lora": {"rank": 4}, "quantization": kind}), config(), False)
+        assert found is not None
+        assert whole.weights - found.weights == int(matrices * (4 - kept))
+        assert found.activations - whole.activations == 176 * 64 * dense
 
 
 def test_an_architecture_that_it_does_not_know() -> None:
