@@ -3,6 +3,11 @@
 Anything else that escapes is a bug: exit 1, and the traceback goes to the log.
 """
 
+import errno
+from pathlib import Path
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 
 class RlhfctlError(Exception):
     """Base: `message` is one sentence that says what, where and what to do; `exit_code` is the contract's."""
@@ -49,3 +54,28 @@ class Interrupted(RlhfctlError):
         super().__init__(message)
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a failed write means no space: torch and safetensors hide the errno in their own exceptions."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return True
+    text = str(error)
+    return any(
+        sign in text
+        for sign in (
+            "No space left on device",
+            "File too large",
+            "quota exceeded",
+            "PytorchStreamWriter failed",
+        )
+    )
+
+
+def unwritable(path: Path, error: OSError) -> RlhfctlError:
+    """Why a file that was asked for is not there, in one sentence."""
+    if is_disk_full(error):
+        return Unable(
+            f"cannot write {path}: the disk is full; free some space, or name a place on another disk"
+        )
+    return UsageError(f"cannot write {path}: {error.strerror or error}")

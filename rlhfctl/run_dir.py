@@ -4,7 +4,6 @@ Stdlib only: the launcher (no torch) and the workers read and write the same dir
 Everything that must be whole or absent is written aside, flushed to disk and renamed into place.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -17,13 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlhfctl.errors import RunFailed, UsageError
+from rlhfctl.errors import RunFailed, UsageError, is_disk_full
 
 MANIFEST = "manifest.json"
 STEP_NAME = re.compile(r"step_(\d{6,})")
 # What may lie in a directory that no run has used yet: a refused run leaves its report, a lock leaves its file.
 UNUSED = {"preflight.json", ".lock"}
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def default_for(name: str) -> Path:
@@ -33,22 +31,6 @@ def default_for(name: str) -> Path:
     while path.exists():
         path, number = first.with_name(f"{first.name}-{number}"), number + 1
     return path
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether a failed write means no space: torch and safetensors hide the errno in their own exceptions."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return True
-    text = str(error)
-    return any(
-        sign in text
-        for sign in (
-            "No space left on device",
-            "File too large",
-            "quota exceeded",
-            "PytorchStreamWriter failed",
-        )
-    )
 
 
 class RunDir:
@@ -323,14 +305,16 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Replace a small file at once; durable: also after a power cut."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(aside, "w") as file:
+        with open(aside, "w", encoding="utf-8") as file:
             file.write(text)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a write or a flush that fails does not say of which file
         raise
     if durable:
         sync_directory(path.parent)

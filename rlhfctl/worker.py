@@ -7,6 +7,7 @@ heavy is imported before the signal handlers stand: Ctrl-C works from the first 
 import argparse
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import signal
@@ -18,10 +19,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rlhfctl.errors import Interrupted, RlhfctlError, RunFailed, Unable
+from rlhfctl.collector import resting
+from rlhfctl.errors import Interrupted, RlhfctlError, RunFailed, Unable, is_disk_full
 from rlhfctl.failure import Failure, write_failure
 from rlhfctl.heartbeat import heartbeat
-from rlhfctl.run_dir import RunDir, is_disk_full
+from rlhfctl.run_dir import RunDir
 from rlhfctl.stop import StopRequest
 from rlhfctl.tracking.progress import end_live_line
 
@@ -278,15 +280,17 @@ def make_context(
 
 def train(ctx: "RunContext", inline: bool) -> None:
     """Dispatch to the task's trainer; under torchrun an exception also goes into torchrun's own error file."""
-    from torch.distributed.elastic.multiprocessing.errors import record
-
     quiet_libraries()
-    trainer = importlib.import_module(TRAINERS[ctx.recipe.task])
+    with resting():
+        start = importlib.import_module(TRAINERS[ctx.recipe.task]).train
+        importlib.import_module("transformers.models.auto.modeling_auto")
+    gc.freeze()  # modules stay: nothing in them is looked at again
+    if not inline:
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        start = record(start)
     with tracked(ctx):
-        if inline:
-            trainer.train(ctx)
-        else:
-            record(trainer.train)(ctx)
+        start(ctx)
 
 
 @contextlib.contextmanager

@@ -14,13 +14,13 @@ from typer.main import get_command
 from rlhfctl.cli.console import Console, give_up
 from rlhfctl.cli.doctor import doctor
 from rlhfctl.cli.evaluate import evaluate
-from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, TERMINATED, USAGE
+from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, TERMINATED, UNABLE, USAGE
 from rlhfctl.cli.inspect_template import inspect_template
 from rlhfctl.cli.recipes import recipes
 from rlhfctl.cli.report import report
 from rlhfctl.cli.serve_rm import serve_rm
 from rlhfctl.cli.train import oreo, ppo, reft, rm, sft
-from rlhfctl.errors import RlhfctlError
+from rlhfctl.errors import RlhfctlError, is_disk_full
 
 SECTIONS = {
     "Train": ("sft", "rm", "ppo", "reft", "oreo"),
@@ -159,6 +159,8 @@ def run(argv: list[str]) -> int:
         return console.finish(USAGE, message=usage_message(error, argv))
     except Exception as error:
         show_traceback(console)
+        if (full := disk_full(error)) is not None:
+            return console.finish(UNABLE, message=full)
         return console.finish(
             FAILED, message=f"a bug in rlhfctl: {type(error).__name__}: {error} (-v shows the traceback)"
         )
@@ -170,6 +172,14 @@ def usage_message(error: typer.TyperException, argv: list[str]) -> str:
     command = first if any(first in names for names in SECTIONS.values()) else None
     said = error.format_message().rstrip(".")
     return f"{said} (rlhfctl {f'{command} ' if command else ''}--help)"
+
+
+def disk_full(error: Exception) -> str | None:
+    """The sentence for a write that found no space; None for any other error."""
+    if not is_disk_full(error):
+        return None
+    said = str(error).strip().splitlines()[0]
+    return f"the disk is full ({said}): free some space, then give the same command again"
 
 
 def show_traceback(console: Console) -> None:

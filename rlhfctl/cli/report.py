@@ -9,7 +9,7 @@ import typer
 from rlhfctl.cli.console import Console
 from rlhfctl.cli.exit_codes import DONE
 from rlhfctl.cli.options import JsonOption, QuietOption, VerboseOption
-from rlhfctl.errors import Unable, UsageError
+from rlhfctl.errors import Unable, UsageError, is_disk_full, unwritable
 
 
 def report(
@@ -61,6 +61,8 @@ def report(
     try:
         write_text(target, page(read), durable=False)
     except OSError as error:
+        if is_disk_full(error):
+            raise unwritable(target, error) from None
         raise Unable(f"cannot write {target}: {error.strerror or error}") from None
     told = [
         {

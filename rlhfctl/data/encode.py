@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from rlhfctl.collector import resting
 from rlhfctl.data.samples import Sample
 from rlhfctl.templates.encode import ChatEncoder
 
@@ -92,6 +93,7 @@ def refuser(error: Exception) -> str:
     raise error
 
 
+@resting()
 def encode_sft(
     samples: list[Sample], encoder: ChatEncoder, max_length: int, train_on: str = "all_assistant"
 ) -> tuple[list[SftRow], DropReport]:
@@ -115,6 +117,7 @@ def encode_sft(
     return rows, report
 
 
+@resting()
 def encode_prompts(
     samples: list[Sample], encoder: ChatEncoder, max_prompt_length: int | None
 ) -> tuple[list[PromptRow], DropReport]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from jinja2 import TemplateError
 
+from rlhfctl.collector import resting
 from rlhfctl.data.encode import TEMPLATE, TOKENIZER, TOO_LONG, DropReport
 from rlhfctl.data.samples import Sample
 from rlhfctl.recipe.sections import RewardModelling, Template
@@ -70,6 +71,7 @@ def pipeline(section: Template, encoder: ChatEncoder) -> Bridge:
     return Bridge(None, encoder, BridgeOptions(section.fold_system, section.merge_roles))
 
 
+@resting()
 def encode_judged(
     samples: list[Sample], bridge: Bridge, max_length: int, wanted: Wanted
 ) -> tuple[list[JudgedRow], DropReport]:

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhfctl.collector import resting
 from rlhfctl.data.encode import TOO_LONG, DropReport, SftRow, refuser, tools_of
 from rlhfctl.data.samples import Sample
 from rlhfctl.data.templated import refuse_templated
@@ -24,6 +25,7 @@ class OfflineRow(SftRow):
     right: bool
 
 
+@resting()
 def encode_offline(
     samples: list[Sample], encoder: ChatEncoder, max_length: int, train_on: str, algorithm: OfflineReasoning
 ) -> tuple[list[OfflineRow], DropReport]:

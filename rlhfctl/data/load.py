@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from rlhfctl.collector import resting
 from rlhfctl.data.adapters import ADAPTERS, adapt
 from rlhfctl.data.bad_row import BadRow
 from rlhfctl.data.detect import detect_format, detect_judged
@@ -46,6 +47,7 @@ class Loaded:
     reports: list[SourceReport]
 
 
+@resting()
 def load_samples(sources: list[DataSource], max_bad_rows: int = 0, judged: bool = False) -> Loaded:
     """All rows of all sources, in file order, ids unique (a repeated id gets `#2`, `#3`, ...).
 

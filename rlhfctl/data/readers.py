@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhfctl.data.bad_row import BadRow
-from rlhfctl.errors import Refused, Unable
+from rlhfctl.errors import Refused, Unable, is_disk_full
 from rlhfctl.install import install_line
-from rlhfctl.templates.hub import hub_failure
+from rlhfctl.templates.hub import chain, hub_failure
 
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row | BadRow]
@@ -133,7 +133,8 @@ def _hub(name: str, split: str, subset: str | None) -> Iterator[NumberedRow]:
         table = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # the hub client raises a dozen types: offline, absent, gated, unknown split
         reason, fix = hub_failure(error, name)
-        raise Refused(
+        kind = Unable if any(map(is_disk_full, chain(error))) else Refused
+        raise kind(
             f"{name} is no file here, and split {split!r} of it does not load from the hub: {reason}; {fix}"
         ) from None
     for number, row in enumerate(table, start=1):

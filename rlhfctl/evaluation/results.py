@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhfctl.errors import UsageError
+from rlhfctl.errors import UsageError, unwritable
 from rlhfctl.evaluation.estimates import Estimate
+from rlhfctl.run_dir import write_text
 
 if TYPE_CHECKING:
     from rlhfctl.evaluation.run import Result, Row
@@ -63,10 +64,10 @@ def described(estimate: Estimate) -> dict[str, Any]:
 
 
 def write(directory: Path, lines: Sequence[dict[str, Any]], result: "Result") -> Path:
-    """DIR/results.jsonl and DIR/eval.json. Raises UsageError where they cannot be written."""
+    """DIR/results.jsonl and DIR/eval.json. Raises as write_whole."""
     write_lines(directory / RESULTS, lines)
     text = json.dumps({"schema": 1, **summary(result)}, indent=1, default=str)
-    (directory / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    write_whole(directory / SUMMARY, text + "\n")
     return directory
 
 
@@ -86,9 +87,15 @@ def refuse_unwritable(settings: "Settings") -> None:
 
 
 def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """One JSON object a line. Raises as write_whole."""
+    write_whole(path, "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The whole file or none: half of the trajectories would be trained on as if they were all. Raises Unable for a
+    full disk, UsageError for what else cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text, durable=False)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+        raise unwritable(path, error) from None

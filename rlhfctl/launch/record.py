@@ -39,8 +39,11 @@ ENVIRONMENT = re.compile(
 SECRET = re.compile(r"KEY|TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
-def write_launch(run: RunDir, plan: Plan, machine: Machine, attempt: int, command: list[str]) -> None:
-    """Write launch.json, and a copy beside the attempt's logs. command: what was started; [] for inline."""
+def write_launch(
+    run: RunDir, plan: Plan, machine: Machine, attempt: int, command: list[str], inputs: Mapping[str, str]
+) -> None:
+    """Write launch.json, and a copy beside the attempt's logs. command: what was started; [] for inline. inputs: path
+    to sha256 (launch/inputs.py)."""
     record = {
         "schema": 1,
         "attempt": attempt,
@@ -59,6 +62,7 @@ def write_launch(run: RunDir, plan: Plan, machine: Machine, attempt: int, comman
         "versions": versions(),
         "git": git_state(Path(rlhfctl.__file__).resolve().parent.parent),
         "machine": asdict(machine),
+        "inputs": inputs,
     }
     text = json.dumps(record, indent=1) + "\n"
     write_text(run.attempt(attempt) / "launch.json", text, durable=False)

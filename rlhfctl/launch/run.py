@@ -13,6 +13,7 @@ from rlhfctl.failure import Failure, first_failure, report_lines
 from rlhfctl.launch.deepspeed import deepspeed_argv, killed_by
 from rlhfctl.launch.hang import Watchdog
 from rlhfctl.launch.inline import run_inline
+from rlhfctl.launch.inputs import hashes, refuse_other_inputs
 from rlhfctl.launch.plan import Plan, make_plan
 from rlhfctl.launch.process import (
     AgentResult,
@@ -84,7 +85,7 @@ def start_inline(
     attempt = 0
     with stop.installed():
         try:
-            attempt = open_attempt(plan, machine, run, resume, [])
+            attempt = open_attempt(recipe, plan, machine, run, resume, [])
             code = run_inline(plan, run, attempt, resume, stop, quiet)
         except Interrupted as interruption:  # a signal before the worker was ready to answer it
             code = interruption.exit_code
@@ -104,7 +105,7 @@ def start_torchrun(
 ) -> Result:
     with noting_signals() as received:
         argv = launcher_argv(recipe, plan)
-        attempt = open_attempt(plan, machine, run, resume, argv)
+        attempt = open_attempt(recipe, plan, machine, run, resume, argv)
         logs = run.attempt(attempt)
         agent = run_agent(
             whole_command(argv, plan, logs, worker_program(run, attempt, resume)),
@@ -119,14 +120,18 @@ def start_torchrun(
         return torchrun_result(recipe, plan, run, attempt, agent, verbose)
 
 
-def open_attempt(plan: Plan, machine: Machine, run: RunDir, resume: bool, command: list[str]) -> int:
-    """Number the attempt and write down what is started; returns the number."""
-    before = read_launch(run) if resume else {}
+def open_attempt(
+    recipe: "AnyRecipe", plan: Plan, machine: Machine, run: RunDir, resume: bool, command: list[str]
+) -> int:
+    """Number the attempt and write down what is started; returns the number. Raises UsageError where the files that a
+    resumed run reads are others than before."""
+    before, now = read_launch(run) if resume else {}, hashes(recipe)
+    refuse_other_inputs(run, before.get("inputs", {}), now)
     attempt = run.next_attempt()
     for change in changes_since(before, plan):
         print(f"resuming with {change}: the numbers may differ in the last digits", file=sys.stderr)
     run.write_status("running", attempt=attempt)
-    write_launch(run, plan, machine, attempt, command)
+    write_launch(run, plan, machine, attempt, command, now)
     return attempt
 
 

@@ -6,8 +6,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from rlhfctl.errors import UsageError
-from rlhfctl.templates.hub import hub_failure
+from rlhfctl.errors import Unable, UsageError, is_disk_full
+from rlhfctl.templates.hub import chain, hub_failure
 
 TOKENIZER_FILES = ["*.json", "*.jinja", "additional_chat_templates/*.jinja"]
 NOT_WANTED = ["*.index.json"]
@@ -59,9 +59,8 @@ def resolve_directory(path: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=TOKENIZER_FILES, ignore_patterns=NOT_WANTED))
     except Exception as error:  # offline, unknown name, gated: the library has many classes for it
         cause, fix = hub_failure(error, path)
-        raise UsageError(
-            f"{path} is no directory here and did not come from the hub: {cause}; {fix}"
-        ) from error
+        kind = Unable if any(map(is_disk_full, chain(error))) else UsageError
+        raise kind(f"{path} is no directory here and did not come from the hub: {cause}; {fix}") from error
 
 
 def embedding_rows(directory: Path) -> int | None:

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 
+from rlhfctl.errors import is_disk_full
+
 UNREACHABLE = {
     "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "ProxyError", "LocalEntryNotFoundError",
 }  # fmt: skip
@@ -10,6 +12,11 @@ UNREACHABLE = {
 
 def hub_failure(error: BaseException, name: str) -> tuple[str, str]:
     """(cause, fix) of an exception of huggingface_hub or datasets, which wrap each other's."""
+    if any(is_disk_full(each) for each in chain(error)):
+        return (
+            "the disk of its cache is full",
+            "free some space there, or set HF_HOME to a directory on another disk",
+        )
     names = [type(each).__name__ for each in chain(error)]
     status = next((code for each in chain(error) if (code := status_of(each)) is not None), None)
     if "GatedRepoError" in names or "is a gated dataset" in str(error):

@@ -20,5 +20,10 @@ def rounded(value: Any) -> Any:
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(rounded(record), ensure_ascii=False) + "\n")
+    line = json.dumps(rounded(record), ensure_ascii=False) + "\n"
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        error.filename = str(path)  # a write that fails does not say of which file
+        raise

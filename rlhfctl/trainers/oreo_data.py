@@ -12,7 +12,7 @@ from rlhfctl.data.encode_offline import (
     step_report,
 )
 from rlhfctl.data.load import load_samples
-from rlhfctl.errors import Refused
+from rlhfctl.errors import Refused, is_disk_full
 from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import backbone, config_of, head_weight, hidden_at_predictors, load_causal_lm
 from rlhfctl.models.lora import adapters_off
@@ -132,5 +132,10 @@ class Reference:
         if file is not None:
             ctx.say(f"reference: {len(held)} of {len(cache)} rows from {file}")
             if missing and ctx.rank == 0:
-                write(file, [keys[row] for row in missing], [cache[row] for row in missing])
+                try:
+                    write(file, [keys[row] for row in missing], [cache[row] for row in missing])
+                except Exception as error:  # safetensors hides an OSError in one of its own
+                    if not isinstance(error, OSError) and not is_disk_full(error):
+                        raise
+                    ctx.say(f"reference: {file} cannot be written ({error}); the run goes on without it")
         self.cache = cache

@@ -54,5 +54,8 @@ def write(file: Path, keys: Sequence[str], states: Sequence[Tensor]) -> None:
     tensors |= {key: state.contiguous() for key, state in zip(keys, states, strict=True)}
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file(tensors, aside)
-    aside.replace(file)
+    try:
+        save_file(tensors, aside)
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import pytest
 LIGHT = {
     "errors": set(),
     "base_weights": set(),
+    "collector": set(),
     "install": set(),
     "run_dir": set(),
     "stop": set(),
@@ -67,6 +68,7 @@ WORDS = {
     "errors",
     "__version__",
     "base_weights",
+    "collector",
     "install",
     "preflight.finding",
     "serving.protocol",

@@ -20,7 +20,7 @@ def test_launch_json_holds_what_is_needed_and_no_secret(tmp_path: Path, monkeypa
     run = RunDir(tmp_path)
     assert run.next_attempt() == 1
     plan = make_plan(Launch(), this_machine(), os.environ)
-    write_launch(run, plan, this_machine(), 1, ["python", "x"])
+    write_launch(run, plan, this_machine(), 1, ["python", "x"], {"f.jsonl": "ab"})
     text = run.launch.read_text()
     record = json.loads(text)
     assert "hunter2" not in text
@@ -35,7 +35,7 @@ def test_changes_that_move_the_numbers_are_told(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.next_attempt()
     before = make_plan(Launch(threads=2), this_machine(), {})
-    write_launch(run, before, this_machine(), 1, [])
+    write_launch(run, before, this_machine(), 1, [], {})
     assert changes_since(read_launch(run), before) == []
     after = make_plan(Launch(threads=1, nproc_per_node=2), this_machine(), {})
     assert changes_since(read_launch(run), after) == ["threads per process 2 -> 1", "processes 1 -> 2"]
