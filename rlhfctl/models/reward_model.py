@@ -21,7 +21,7 @@ from rlhfctl.models.encoder_reward import EncoderRewardModel, is_encoder, load_e
 from rlhfctl.models.hub import local_directory
 from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import config_of, hidden_at_predictors, load_trunk, safe_weights
-from rlhfctl.models.packing import pack_reading, plan_packs
+from rlhfctl.models.shared_reading import packs_to_read
 from rlhfctl.models.value_head import (
     Head,
     ValueHead,
@@ -66,7 +66,8 @@ class RewardModel(nn.Module):
     def score(
         self, rows: Sequence[list[int]], budget: int, places: Sequence[Sequence[int]] | None = None
     ) -> list[float]:
-        """One float per row of token ids; packed without padding under `budget` tokens a forward pass.
+        """One float per row of token ids; packed without padding under `budget` tokens a forward pass, beginnings that
+        rows share once.
 
         places: for token_sum the indices of each row's response tokens, for step_end those of the ends of its steps.
         """
@@ -89,9 +90,7 @@ class RewardModel(nn.Module):
         device = self.head.weight.device
         bucket = shape_bucket(next(self.trunk.parameters()).dtype, device)
         found: list[list[float]] = [[] for _ in rows]
-        lengths = [len(row) for row in rows]
-        for members in plan_packs(range(len(rows)), lengths, budget):
-            pack = pack_reading(members, rows, places, device, bucket)
+        for pack in packs_to_read(rows, places, budget, device, bucket):
             values = iter((self.head(hidden_at_predictors(self.trunk, pack)) + self.bias).tolist())
             for row, count in zip(pack.rows, pack.counts, strict=True):
                 found[row] = [next(values) for _ in range(count)]
