@@ -9,6 +9,8 @@ part of the estimate was fitted to.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import tempfile
 from pathlib import Path
@@ -228,6 +230,8 @@ def one(spec: dict[str, Any], home: Path) -> dict[str, Any]:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(home / "model"))
             model.save_pretrained(home / "model")
             del model
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # the run must not find room that stands in the baseline
         run.create()
     barrier()
     recipe: Any = TASKS[task].model_validate_json((home / "recipe.json").read_text())

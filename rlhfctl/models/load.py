@@ -18,7 +18,7 @@ from rlhfctl.models.linear import shape_bucket, speed_up
 from rlhfctl.models.lora import announce_quantized
 from rlhfctl.models.norm import write_out_norms
 from rlhfctl.models.packing import Pack
-from rlhfctl.models.quantize import quantize
+from rlhfctl.models.quantize import is_quantized, quantize
 from rlhfctl.recipe.sections import Policy
 
 
@@ -58,7 +58,22 @@ def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module
         refuse_incomplete(str(policy.path), report)
     if policy.quantization != "none":
         quantize(backbone(model), policy.quantization, policy.quantization_block, device)
+        leave_file(model)
     return prepare(model, device, policy.gradient_checkpointing)
+
+
+def leave_file(model: nn.Module) -> None:
+    """Copies of what was not quantised: a tensor that is a view of the checkpoint's file keeps all of it in memory, in
+    full precision."""
+    for module in model.modules():
+        held = [
+            tensor
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
+        ]
+        for tensor in held:
+            if not is_quantized(module) or tensor is module.bias:
+                tensor.data = tensor.data.clone()
 
 
 def load_adapted(policy: Policy, device: torch.device, seed: int) -> nn.Module:

@@ -187,7 +187,8 @@ def estimate(
     found.offloaded = sum(each.away for each in every)
     if cpu:
         moments.append(sum((each.saved for each in every), start=Bytes()))
-        moments.append(Bytes(parameters * width - quantized))  # loaded whole, then quantised
+        if recipe.policy.quantization != "none":
+            moments.append(Bytes(parameters * width))  # loaded whole, then quantised
     stays = sum(each.weights + each.optimizer for each in every) + found.reference + found.reward_model
     stays += shape.parameters * width if prm is not None else 0
     fullest = max(moments, key=lambda moment: moment.total + HEAP * cpu * (moment.total - moment.large))

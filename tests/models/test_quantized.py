@@ -2,6 +2,8 @@
 
 import copy
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +117,14 @@ def test_the_backbone_is_quantised_near_full_precision_and_the_rest_is_not_touch
     assert type(model.lm_head) is type(full.lm_head)
     assert torch.equal(model.lm_head.weight, full.lm_head.weight)
     assert torch.equal(backbone(model).embed_tokens.weight, backbone(full).embed_tokens.weight)
+
+
+def test_the_file_in_full_precision_does_not_stay_in_memory(base, tmp_path):
+    """Tensors are views of the mapped file where they are loaded: one that stays a view keeps the whole file."""
+    copied = shutil.copytree(base, tmp_path / "base")
+    model = load(copied, "nf4")
+    assert str(copied) not in Path("/proc/self/maps").read_text()
+    assert torch.equal(logprobs(model), logprobs(load(base, "nf4")))
 
 
 def test_the_faster_products_for_dense_layers_leave_quantised_ones_alone(base, monkeypatch):
