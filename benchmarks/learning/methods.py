@@ -81,6 +81,16 @@ def process(weight: float, step_reward: str, *more: str, model: str = "prm") -> 
     )
 
 
+def implicit(coef: float, lr: float, *more: str) -> Method:
+    """coef, lr: of the implicit process reward model."""
+    changes = ["algorithm.advantage=prime", "rollout.n=4", "algorithm.kl_coef=0.0"]
+    model = [f"implicit_prm.coef={coef}", f"implicit_prm.lr={lr}"]
+    return Method([*WITHOUT_VALUES, *changes, *model, *more])
+
+
+# Prompts whose samples all earn the same are replaced, as PRIME's authors do: the outcomes are then about even.
+FILTERED = ["rollout.dynamic_sampling=true", "rollout.max_refills=8"]
+
 # A line is rewarded at once, so a token may answer for what is near: about half of a reward one line later counts.
 # Values that are flat along a response, as a new head's are, are nearly right then.
 NEAR = ["algorithm.gamma=0.9"]
@@ -94,22 +104,17 @@ DENSE: dict[str, Method] = {
     "prm-difference-0.3": process(0.3, "difference", *NEAR),
     "prm-difference-1.0": process(1.0, "difference"),
     "prm-1800-difference-0.3": process(0.3, "difference", *NEAR, model="prm-1800"),
-    "prm-1800-min-0.3": process(0.3, "min", *NEAR, model="prm-1800"),
-    "prm-1800-raw-0.3": process(0.3, "raw", *NEAR, model="prm-1800"),
+    "prm-fast-difference-0.3": process(0.3, "difference", *NEAR, model="prm-fast"),
+    "prm-fast-raw-0.3": process(0.3, "raw", *NEAR, model="prm-fast"),
     "rm-0.1": Method([f"reward.sources=[{DIGIT}}}, {RM}0.1}}]", UNREAD], reward_model="rm"),
     "redistribution-0.1": Method(
         [f"reward.sources=[{DIGIT}}}, {RM}0.1}}]", UNREAD, "reward.shaping.redistribution=difference"],
         reward_model="rm",
     ),
-    "prime": Method(
-        [
-            *WITHOUT_VALUES,
-            "algorithm.advantage=prime",
-            "rollout.n=4",
-            "algorithm.kl_coef=0.0",
-            "implicit_prm.lr=3e-4",
-        ],
-    ),
+    "rloo-filtered": Method([*METHODS["rloo"].changes, *FILTERED]),
+    "prime": implicit(1.0, 1e-4, *FILTERED),
+    "prime-unfiltered": implicit(1.0, 1e-4),
+    "prime-strong": implicit(5.0, 3e-4),
 }
 
 STEPS = [
@@ -125,4 +130,5 @@ REWARD_MODELS: dict[str, list[str]] = {
     ],
     "prm": STEPS,
     "prm-1800": [*STEPS, "train.steps=1800"],
+    "prm-fast": [*STEPS, "train.steps=1500", "optim.lr=3e-3"],
 }
