@@ -53,7 +53,7 @@ METHODS: dict[str, Method] = {
     "reft": Method(WARM, "reft"),
     "online_st": Method([*SUPERVISED, "method=online_st"], "reft"),
     "offline_st": Method([*DEMONSTRATED, *SCRATCH, *NO_PPO, "method=offline_st", FEW, *AS_SFT], "reft"),
-    "sft_long": Method([*DEMONSTRATED, *SCRATCH, "train.steps=2100", "train.eval_every=350"], "sft"),
+    "sft_long": Method([*DEMONSTRATED, *SCRATCH, "train.steps=1400", "train.eval_every=350"], "sft"),
 }
 
 # The verdict on the final digit and, with a weight, on each line; a model's steps with a weight of their own.
