@@ -7,7 +7,11 @@
 #   recipes/quickstart/run.sh [OUT]     OUT: directory for everything it writes, default .quickstart; run again, it
 #                                       continues what was interrupted and prints the table
 #
-# RLHFCTL and PYTHON name the two commands it calls (default: rlhfctl and python from PATH); SEED is that of the task.
+# After the first stage two run side by side, each on half of the cores: these models are too small for more threads.
+# ppo, reft and oreo are shown; rm, sft-b and served-rm write OUT/beside.log.
+#
+# RLHFCTL and PYTHON name the two commands it calls (default: rlhfctl and python from PATH); SEED is that of the task,
+# OMP_NUM_THREADS the threads of one stage.
 set -eu
 
 out=${1:-.quickstart}
@@ -15,7 +19,7 @@ rlhfctl=${RLHFCTL:-rlhfctl}
 python=${PYTHON:-python}
 data=$out/data
 evaluation="data.eval=[{path: $data/eval.jsonl, format: qa}]"
-server=
+server= lane= running=
 
 # train TASK RECIPE RUN [KEY=VALUE]...: a run that is there already goes on where it stopped, a finished one is left as
 # it is. `moved` holds the keys that may be others when it goes on.
@@ -24,18 +28,27 @@ train() {
     task=$1 recipe=$2 run=$3
     shift 3
     if [ -e "$run/recipe.yaml" ]; then
-        "$rlhfctl" "$task" --resume --run-dir "$run" ${moved:+"$moved"}
+        $within "$rlhfctl" "$task" --resume --run-dir "$run" ${moved:+"$moved"}
     else
-        "$rlhfctl" "$task" "quickstart/$recipe" --run-dir "$run" "$@" ${moved:+"$moved"}
+        $within "$rlhfctl" "$task" "quickstart/$recipe" --run-dir "$run" "$@" ${moved:+"$moved"}
     fi
 }
 
+# apart COMMAND...: as a child that `stop` can end, since a shell answers no signal while it waits for a command.
+within=
+apart() {
+    "$@" &
+    running=$!
+    wait "$running"
+    running=
+}
+
 stop() {
-    if [ -n "$server" ]; then
-        kill "$server" 2>/dev/null || true
-        wait "$server" 2>/dev/null || true
-        server=
-    fi
+    for child in $running $server $lane; do
+        kill "$child" 2>/dev/null || true
+        wait "$child" 2>/dev/null || true
+    done
+    running= server= lane=
 }
 trap stop EXIT
 trap 'stop; exit 130' INT
@@ -60,6 +73,40 @@ train sft sft "$out/sft" \
     policy.from_config="$out/model" policy.tokenizer="$out/model" \
     data.train="[{path: $data/sft.jsonl, format: prompt_response}]" "$evaluation"
 
+# The reward model and what learns from it, beside the other stages.
+beside() {
+    within=apart
+    train rm rm "$out/rm" \
+        policy.path="$out/sft/final" \
+        data.train="[{path: $data/pairs.jsonl, format: preference}, {path: $data/steps.jsonl, format: stepwise}]" \
+        data.eval="[{path: $data/pairs_eval.jsonl, format: preference}]"
+
+    train sft sft-b "$out/sft-b" \
+        policy.from_config="$out/model-b" policy.tokenizer="$out/model-b" \
+        data.train="[{path: $data/sft.jsonl, format: prompt_response}]" "$evaluation"
+
+    if [ ! -e "$out/served-rm/final/config.json" ]; then
+        serve "$out/rm/final"
+        moved=reward.sources.0.url=$url
+    fi
+    train ppo served-rm "$out/served-rm" \
+        policy.path="$out/sft-b/final" data.train="[{path: $data/prompts.jsonl, format: qa}]" "$evaluation"
+
+    $within "$rlhfctl" eval "$out/sft" --out "$out/eval-sft" -q
+}
+
+if [ -z "${OMP_NUM_THREADS:-}" ]; then
+    OMP_NUM_THREADS=$("$python" -c 'from rlhfctl.preflight.devices import cores; print(max(1, cores() // 2))')
+    export OMP_NUM_THREADS
+fi
+echo "beside the following stages: rm, sft-b, served-rm; their lines are in $out/beside.log" >&2
+(
+    trap stop EXIT
+    trap 'exit 143' TERM
+    beside
+) >"$out/beside.log" 2>&1 &
+lane=$!
+
 train ppo ppo "$out/ppo" \
     policy.path="$out/sft/final" data.train="[{path: $data/prompts.jsonl, format: qa}]" "$evaluation"
 
@@ -75,26 +122,14 @@ fi
 train oreo oreo "$out/oreo" \
     policy.path="$out/sft/final" data.train="[{path: $out/trajectories.jsonl, format: trajectory}]" "$evaluation"
 
-train rm rm "$out/rm" \
-    policy.path="$out/sft/final" \
-    data.train="[{path: $data/pairs.jsonl, format: preference}, {path: $data/steps.jsonl, format: stepwise}]" \
-    data.eval="[{path: $data/pairs_eval.jsonl, format: preference}]"
-
-train sft sft-b "$out/sft-b" \
-    policy.from_config="$out/model-b" policy.tokenizer="$out/model-b" \
-    data.train="[{path: $data/sft.jsonl, format: prompt_response}]" "$evaluation"
-
-if [ ! -e "$out/served-rm/final/config.json" ]; then
-    serve "$out/rm/final"
-    moved=reward.sources.0.url=$url
-fi
-train ppo served-rm "$out/served-rm" \
-    policy.path="$out/sft-b/final" data.train="[{path: $data/prompts.jsonl, format: qa}]" "$evaluation"
-moved=
-stop
+wait "$lane" || {
+    code=$?
+    tail -n 20 "$out/beside.log" >&2
+    exit "$code"
+}
+lane=
 
 echo
-"$rlhfctl" eval "$out/sft" --out "$out/eval-sft" -q >/dev/null
 "$rlhfctl" eval "$out/oreo" --compare "$out/eval-sft" -q
 echo
 set -- "$out/sft" "$out/ppo" "$out/reft" "$out/oreo" "$out/rm" "$out/sft-b" "$out/served-rm"

@@ -25,14 +25,16 @@ class BoundedHeaders(_Protocol):
         self._start()
 
     def data_received(self, data: bytes) -> None:
+        end = data.find(b"\r\n\r\n")  # headers may come whole in one piece, with the body behind them
+        if not self._in_request() and self._received + (len(data) if end < 0 else end) > MAX_BYTES:
+            self._end(b"431 Request Header Fields Too Large")
+            return
         super().data_received(data)
         if self._in_request():
             self._stop()
             return
         self._received += len(data)
-        if self._received > MAX_BYTES:
-            self._end(b"431 Request Header Fields Too Large")
-        elif self._limit is None and not self.transport.is_closing():
+        if self._limit is None and not self.transport.is_closing():
             self._start()
 
     def connection_lost(self, exc: Exception | None) -> None:
