@@ -150,7 +150,13 @@ class RunDir:
             **more,
         }
         # A running step's status is read while the run lives; only what outlives it is worth a flush to disk.
-        write_text(self.status, json.dumps(status, indent=1) + "\n", durable=state != "running")
+        text = json.dumps(status, indent=1) + "\n"
+        try:
+            write_text(self.status, text, durable=state != "running")
+        except OSError as error:
+            if state == "running" or not is_disk_full(error) or not self.status.exists():
+                raise
+            overwrite(self.status, text)  # how it ended is told on a full disk too
 
     def read_status(self) -> dict[str, Any]:
         """status.json, or {} where there is none or it is torn."""
@@ -318,6 +324,17 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
         raise
     if durable:
         sync_directory(path.parent)
+
+
+def overwrite(path: Path, text: str) -> None:
+    """In the block that a small file has already: a full disk has room for that."""
+    data = text.encode()
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.pwrite(descriptor, data, 0)
+        os.ftruncate(descriptor, len(data))
+    finally:
+        os.close(descriptor)
 
 
 def commit_directory(target: Path, write: Callable[[Path], None]) -> None:

@@ -9,7 +9,7 @@ import typer
 from rlhfctl.cli.console import Console
 from rlhfctl.cli.exit_codes import DONE
 from rlhfctl.cli.options import JsonOption, QuietOption, VerboseOption
-from rlhfctl.errors import Unable, UsageError, is_disk_full, unwritable
+from rlhfctl.errors import RunFailed, Unable, UsageError, is_disk_full, unwritable
 
 
 def report(
@@ -86,7 +86,11 @@ def serve(console: Console, runs: list[Path], port: int) -> int:
 
     def ready(address: str) -> None:
         console.note("the report, fresh as the run goes on; Ctrl-C ends it")
-        console.finish(DONE, address, fields={"url": address, "runs": [str(path) for path in runs]})
+        if (
+            console.finish(DONE, address, fields={"url": address, "runs": [str(path) for path in runs]})
+            != DONE
+        ):
+            raise RunFailed("the address could not be told")
 
     with contextlib.suppress(KeyboardInterrupt):
         watch(runs, port, ready)

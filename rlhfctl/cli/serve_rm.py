@@ -85,13 +85,17 @@ def serve_rm(
             raise Unable(f"{source} needs {error.name}: {install_line('serve')}") from None
         address = f"http://{f'[{host}]' if ':' in host else host}:{opened.getsockname()[1]}"
 
-        def ready() -> None:
+        told = DONE
+
+        def ready() -> bool:
+            nonlocal told
             info = served.info.model_dump(by_alias=True, exclude={"template": {"text"}})
             console.note(f"serving {served.info.kind} {served.info.name}")
-            console.finish(DONE, address, fields={"url": address, "info": info})
+            told = console.finish(DONE, address, fields={"url": address, "info": info})
+            return told == DONE  # nobody could ask where it is
 
         server.serve(served, opened, key, max_batch, ready, rows)
-    return DONE
+    return told
 
 
 def prepare_environment() -> None:

@@ -255,7 +255,10 @@ def torchrun_result(
         quiet = [rank for rank in range(plan.world) if ended_in_silence(run, attempt, rank)]
         failure = unknown_failure(run, attempt, (quiet or [0])[0], plan.world, describe_exit(signalled), 1)
     elif failure is None:
-        words = failed_meeting(log) or describe_exit(agent.returncode)
+        said = (
+            status.get("reason") if state == "failed" else None
+        )  # rank 0's, on a disk too full for an error file
+        words = failed_meeting(log) or said or describe_exit(agent.returncode)
         failure = unknown_failure(run, attempt, 0, plan.world, words, 1)
     run.write_status(
         "failed", reason=failure.sentence or failure.exception, exit_code=failure.exit_code, attempt=attempt

@@ -53,16 +53,16 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Announcing(uvicorn.Server):
-    """Tells when it answers."""
+    """Tells when it answers, and ends where that could not be told."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], bool]) -> None:
         super().__init__(config)
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
-            self._ready()
+        if self.started and not self._ready():
+            self.should_exit = True
 
 
 def settings(app: ASGIApp) -> uvicorn.Config:
@@ -85,7 +85,7 @@ def serve(
     opened: socket.socket,
     api_key: str | None,
     max_batch: int,
-    ready: Callable[[], None],
+    ready: Callable[[], bool],
     rows: Rows | None = None,
 ) -> None:
     """Until SIGTERM or SIGINT: then no new connection is taken, and what was asked before is answered."""

@@ -52,6 +52,8 @@ def test_a_run_that_cannot_log_goes_on_as_if_nothing_had_been(train: Train, disk
     assert told is not None
     assert told.message.startswith(f"the disk is full ([Errno 28] No space left on device: '{run.path}/")
     assert told.message.endswith("'): free some space, then add --resume")
+    run.write_status("failed", reason=told.message, exit_code=1)
+    assert (run.read_status()["state"], run.read_status()["reason"]) == ("failed", told.message)
     newest = run.newest_checkpoint()
     assert newest is not None
     assert newest.name == "step_000020"

@@ -70,7 +70,10 @@ def ok(connection: socket.socket) -> bool:
         (b"POST /v1/rew", b"HTTP/1.1 408"),
         (POST, b"HTTP/1.1 408"),
         (POST + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 1000) for n in range(80)), b"HTTP/1.1 431"),
-        (GET.removesuffix(b"\r\n") + b"X: %s\r\n\r\n" % (b"y" * 70_000), b"HTTP/1.1 431"),  # they end: too large
+        (
+            GET.removesuffix(b"\r\n") + b"X: %s\r\n\r\n" % (b"y" * 70_000),
+            b"HTTP/1.1 431",
+        ),  # they end: too large
     ],
 )
 def test_headers_that_do_not_end(address: tuple[str, int], sent: bytes, said: bytes) -> None:
