@@ -105,7 +105,6 @@ DENSE: dict[str, Method] = {
     "prm-difference-1.0": process(1.0, "difference"),
     "prm-1800-difference-0.3": process(0.3, "difference", *NEAR, model="prm-1800"),
     "prm-fast-difference-0.3": process(0.3, "difference", *NEAR, model="prm-fast"),
-    "prm-fast-raw-0.3": process(0.3, "raw", *NEAR, model="prm-fast"),
     "rm-0.1": Method([f"reward.sources=[{DIGIT}}}, {RM}0.1}}]", UNREAD], reward_model="rm"),
     "redistribution-0.1": Method(
         [f"reward.sources=[{DIGIT}}}, {RM}0.1}}]", UNREAD, "reward.shaping.redistribution=difference"],
