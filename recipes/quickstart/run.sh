@@ -7,8 +7,8 @@
 #   recipes/quickstart/run.sh [OUT]     OUT: directory for everything it writes, default .quickstart; run again, it
 #                                       continues what was interrupted and prints the table
 #
-# After the first stage two run side by side, each on half of the cores: these models are too small for more threads.
-# ppo, reft and oreo are shown; rm, sft-b and served-rm write OUT/beside.log.
+# Every stage runs on half of the cores, for these models gain nothing from more, and after the first one two run side by
+# side: ppo, reft and oreo are shown; rm, sft-b and served-rm write OUT/beside.log.
 #
 # RLHFCTL and PYTHON name the two commands it calls (default: rlhfctl and python from PATH); SEED is that of the task,
 # OMP_NUM_THREADS the threads of one stage.
@@ -69,6 +69,11 @@ serve() {
 
 "$python" -m rlhfctl.quickstart.chains "$out" --seed "${SEED:-0}" >&2
 
+if [ -z "${OMP_NUM_THREADS:-}" ]; then
+    OMP_NUM_THREADS=$("$python" -c 'from rlhfctl.preflight.devices import cores; print(max(1, cores() // 2))')
+    export OMP_NUM_THREADS
+fi
+
 train sft sft "$out/sft" \
     policy.from_config="$out/model" policy.tokenizer="$out/model" \
     data.train="[{path: $data/sft.jsonl, format: prompt_response}]" "$evaluation"
@@ -95,10 +100,6 @@ beside() {
     $within "$rlhfctl" eval "$out/sft" --out "$out/eval-sft" -q
 }
 
-if [ -z "${OMP_NUM_THREADS:-}" ]; then
-    OMP_NUM_THREADS=$("$python" -c 'from rlhfctl.preflight.devices import cores; print(max(1, cores() // 2))')
-    export OMP_NUM_THREADS
-fi
 echo "beside the following stages: rm, sft-b, served-rm; their lines are in $out/beside.log" >&2
 (
     trap stop EXIT

@@ -62,7 +62,7 @@ def chart(title: str, lines: Sequence[Line], bands: Sequence[Band] = (), legend:
                 )
     parts.append("</svg>")
     names = [
-        f"<span class='key key{index % COLOURS}'></span>{escape(label)} "
+        f"<span class='name'><span class='key key{index % COLOURS}'></span>{escape(label)}</span> "
         for index, (label, line) in enumerate(lines)
         if line and legend
     ]

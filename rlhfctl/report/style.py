@@ -41,6 +41,7 @@ white-space:pre-wrap;overflow-wrap:anywhere;margin:6px 0}
 .done,.ok{color:var(--good)}
 summary{cursor:pointer;margin:6px 0}
 code{overflow-wrap:anywhere}
+.name{display:inline-block;margin-right:8px}
 .key{display:inline-block;width:14px;height:3px;vertical-align:middle;margin-right:5px}
 """
 # A rule for each line colour, and for its key in the overview.

@@ -101,7 +101,10 @@ def test_bands_and_charts_of_several_metrics(run: Path) -> None:
     assert figures["reward/mean"].count("<polygon") == 1
     assert "<polygon" not in figures["seconds/rollout"]
     assert figures["reward by source"].count("<polyline") == 2
-    assert "</span>rm <span class='key key1'></span>rule " in figures["reward by source"]
+    assert (
+        "</span>rm</span> <span class='name'><span class='key key1'></span>rule</span> "
+        in figures["reward by source"]
+    )
     assert re.findall(r"<title>([a-z]+)</title>", figures["seconds by phase"]) == ["rollout", "train"]
     several = page([read_run(run), read_run(run)])
     assert "reward by source" not in several  # one chart of each source then, a line for each run
