@@ -255,9 +255,8 @@ def torchrun_result(
         quiet = [rank for rank in range(plan.world) if ended_in_silence(run, attempt, rank)]
         failure = unknown_failure(run, attempt, (quiet or [0])[0], plan.world, describe_exit(signalled), 1)
     elif failure is None:
-        said = (
-            status.get("reason") if state == "failed" else None
-        )  # rank 0's, on a disk too full for an error file
+        # Rank 0 tells its reason in status.json too: on a full disk there is no error file.
+        said = status.get("reason") if state == "failed" else None
         words = failed_meeting(log) or said or describe_exit(agent.returncode)
         failure = unknown_failure(run, attempt, 0, plan.world, words, 1)
     run.write_status(
