@@ -23,9 +23,8 @@ def groups_alike(ids: Sequence[Sequence[int]], budget: int) -> list[Group]:
     tokens = 0  # of the last group
     for row in sorted(range(len(ids)), key=lambda row: (list(ids[row]), row)):
         if groups:
-            shared, rows = groups[-1]
-            less = common_prefix([ids[rows[0]], ids[row]])
-            less = min(less, shared) if len(rows) > 1 else less
+            rows = groups[-1][1]
+            less = common_prefix([ids[rows[0]], ids[row]])  # in this order those between share no less
             together = sum(len(ids[other]) for other in (*rows, row)) - len(rows) * less
             lengths = [len(ids[other]) for other in (*rows, row)]
             if together <= min(budget, tokens + len(ids[row]) - 1) and worth_sharing(less, lengths):

@@ -34,6 +34,8 @@ def test_scores_are_those_of_each_row_alone(name, budget):
 def test_questions_pass_once_and_their_header_not_at_their_cost():
     """Two questions share a header too: as the common beginning it would cost the first one's samples theirs."""
     assert groups_alike(ROWS, 256) == [(10, [0, 2, 4]), (5, [1, 5]), (0, [3])]
+    samples = [[*FIRST, *([answer] * 8)] for answer in range(30, 34)]
+    assert groups_alike(samples, 256) == [(10, [0, 1, 2, 3])]
     (pack,) = packs_to_read(ROWS, [[0]] * len(ROWS), 256)
     assert pack.ids.shape[1] == (10 + 1 + 3 + 2) + (5 + 2 + 1) + 2  # 38 one by one
 
