@@ -7,6 +7,9 @@ import pytest
 
 from rlhfctl.errors import UsageError
 from rlhfctl.launch.inputs import hashes, refuse_other_inputs
+from rlhfctl.launch.plan import make_plan
+from rlhfctl.launch.run import open_attempt
+from rlhfctl.preflight.devices import this_machine
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.run_dir import RunDir
 
@@ -38,3 +41,20 @@ def test_data_configuration_and_tokenizer_are_held(chains: Path, tmp_path: Path)
         refuse_other_inputs(run, before, hashes(recipe))
     assert told.value.message.startswith(f"{data} changed since the run in '{run.path}' was last started: ")
     refuse_other_inputs(run, {}, hashes(recipe))  # of an older version that kept none
+
+
+def test_a_resume_with_other_data_starts_nothing(chains: Path, tmp_path: Path) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"prompt": "1?", "response": "2"}\n')
+    (tmp_path / "r.yaml").write_text(RECIPE.format(chains=chains, data=data))
+    recipe, machine = load_recipe(str(tmp_path / "r.yaml")).recipe, this_machine()
+    run, plan = RunDir(tmp_path / "run"), make_plan(recipe.launch, machine, {})
+    run.create()
+    assert open_attempt(recipe, plan, machine, run, False, []) == 1
+    data.write_text('{"prompt": "1?", "response": "3"}\n')
+    before = sorted(str(each) for each in run.path.rglob("*"))
+    with pytest.raises(UsageError, match=r"d\.jsonl changed since the run"):
+        open_attempt(recipe, plan, machine, run, True, [])
+    assert sorted(str(each) for each in run.path.rglob("*")) == before
+    data.write_text('{"prompt": "1?", "response": "2"}\n')
+    assert open_attempt(recipe, plan, machine, run, True, []) == 2
