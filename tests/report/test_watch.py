@@ -102,6 +102,16 @@ def test_a_port_in_use_and_options_that_do_not_fit(run: Path) -> None:
             assert said in ended.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_it_ends_where_its_address_cannot_be_told(run: Path) -> None:
+    argv = [sys.executable, "-m", "rlhfctl", "report", "--watch", str(run), "--port", "0"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "cannot write the result to stdout: No space left on device" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.heavy
 def test_a_browser_follows_it(run: Path, tmp_path: Path) -> None:
     """The run moves on after the first answer; the page's own script must fetch what is new."""

@@ -26,6 +26,16 @@ def serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_it_ends_where_its_address_cannot_be_told(rules: Path) -> None:
+    command = [sys.executable, "-m", "rlhfctl", "serve-rm", str(rules), "--port", "0"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "cannot write the result to stdout: No space left on device" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_port_in_use(rules: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -1,5 +1,6 @@
 """What a reference said of a row is read again for the same weights and the same tokens, and for nothing else."""
 
+import resource
 import shutil
 from types import SimpleNamespace
 
@@ -77,6 +78,26 @@ def test_other_weights_and_other_bits_are_other_files(base, tmp_path):
     assert filled(base, rows(ids), tmp_path / "cache", quantization="int8", lora={})[1] == 2
     assert filled(base, rows(ids), tmp_path / "cache", dtype="bfloat16")[1] == 2
     assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+def test_a_cache_that_cannot_be_written_ends_no_run(base, tmp_path):
+    """A file stands where its directory should be; a disk is full, which safetensors tells its own way."""
+    ids = [[3, 1, 4, 1], [5, 9] * 500]
+    wanted, _, _ = filled(base, rows(ids), tmp_path / "cache")
+    (tmp_path / "file").write_text("")
+    in_the_way, _, said = filled(base, rows(ids), tmp_path / "file")
+    assert said[-1].endswith("; the run goes on without it")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        full, _, told = filled(base, rows(ids), tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in told[-1]
+    assert told[-1].endswith("; the run goes on without it")
+    assert list((tmp_path / "full").iterdir()) == []
+    for found in (in_the_way, full):
+        assert all(torch.equal(one, two) for one, two in zip(wanted, found, strict=True))
 
 
 @pytest.mark.parametrize("keys", [{"reference_cache_mb": 0}, {}])
