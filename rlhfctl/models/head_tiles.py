@@ -21,7 +21,7 @@ from torch import Tensor
 from rlhfctl.models.direct_gradient import allowed, gradient_of
 from rlhfctl.models.linear import product
 
-TILE = 1024
+TILE = 512
 LARGE = 32_768  # vocabularies from here on go in tiles
 
 

@@ -1,12 +1,16 @@
 """float32 matrix products on CPU through oneDNN where that is the faster library.
 
-torch sends float32 products to MKL, which runs at less than half of oneDNN's rate on AMD processors (measured with
-1,024 rows and one thread: 108 against 240 GFLOP/s); bfloat16 goes to oneDNN everywhere. Same precision, another order
-of summation. The choice depends on the processor alone, never on a timing, so that a machine gives the same numbers
-every time. RLHFCTL_MATMUL=torch or onednn overrides it.
+torch sends float32 products to MKL, which works on 256 bits at a time on AMD processors. Zen 5 (family 26) multiplies
+512: with 1,024 rows and one thread MKL reached 108 and oneDNN 240 GFLOP/s. Zen 4 takes 512 bits in two halves: both
+reach 90 there, and oneDNN costs copies of transposed gradients, filled-up packs and memory. The few rows of a rollout,
+by matrices laid out once in oneDNN's own order (rollout/decode.py), are its own on both: 62 against 41 GFLOP/s at 32
+rows of Zen 4. bfloat16 goes to oneDNN everywhere. Same precision, another order of summation. The choice depends on the
+processor alone, never on a timing, so that a machine gives the same numbers every time. RLHFCTL_MATMUL=torch or onednn
+overrides it, for both.
 """
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,20 +18,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+WIDE = 26  # the first family of AMD processors whose float32 units are 512 bits wide
+
 
 @lru_cache(maxsize=1)
-def onednn_is_faster() -> bool:
-    choice = os.environ.get("RLHFCTL_MATMUL", "auto")
-    if choice not in ("auto", "torch", "onednn"):
-        raise ValueError(f"RLHFCTL_MATMUL is {choice!r}: one of auto, torch, onednn")
-    available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    if choice != "auto":
-        return choice == "onednn" and available
+def amd_family() -> int | None:
+    """The processor's family where AMD made it: 25 is Zen 3 and 4, 26 Zen 5."""
     try:
         processor = Path("/proc/cpuinfo").read_text()
     except OSError:
+        return None
+    found = re.search(r"^cpu family\s*:\s*(\d+)", processor, re.MULTILINE)
+    return int(found[1]) if found and "AuthenticAMD" in processor else None
+
+
+def onednn_wanted(family: int) -> bool:
+    """Whether RLHFCTL_MATMUL asks for oneDNN; left alone, whether AMD made the processor, of that family or a later one.
+
+    Raises ValueError.
+    """
+    choice = os.environ.get("RLHFCTL_MATMUL", "auto")
+    if choice not in ("auto", "torch", "onednn"):
+        raise ValueError(f"RLHFCTL_MATMUL is {choice!r}: one of auto, torch, onednn")
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
-    return available and "AuthenticAMD" in processor and torch.backends.mkl.is_available()
+    if choice != "auto":
+        return choice == "onednn"
+    made = amd_family()
+    return made is not None and made >= family and torch.backends.mkl.is_available()
+
+
+@lru_cache(maxsize=1)
+def onednn_is_faster() -> bool:
+    """For products of many rows, and their gradients."""
+    return onednn_wanted(WIDE)
+
+
+def onednn_decodes(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a rollout's few rows are multiplied by matrices in oneDNN's own order of memory."""
+    if device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return onednn_wanted(0)
 
 
 def shape_bucket(dtype: torch.dtype, device: torch.device) -> int:

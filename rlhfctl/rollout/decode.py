@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from rlhfctl.models.attention import causal_attention
 from rlhfctl.models.direct_gradient import DirectEmbedding
-from rlhfctl.models.linear import OnednnLinear, shape_bucket
+from rlhfctl.models.linear import OnednnLinear, onednn_decodes
 from rlhfctl.models.load import backbone, config_of, head_weight
 from rlhfctl.models.merged import merged_linear
 from rlhfctl.rollout.prompt_once import Prompts, shareable
@@ -121,7 +121,7 @@ class FusedWeights:
         self.trunk, self.config = trunk, config_of(trunk)
         self.head = head_weight(model)
         self.dtype, self.device = self.head.dtype, self.head.device
-        self.onednn = shape_bucket(self.dtype, self.device) > 1 and onednn_computes(self.dtype)
+        self.onednn = onednn_decodes(self.dtype, self.device)
         self.embedding: Tensor = trunk.embed_tokens.weight
         self.final_norm: Tensor = trunk.norm.weight
         self.eps = torch.tensor(trunk.norm.variance_epsilon, device=self.device)
@@ -165,12 +165,6 @@ class FusedWeights:
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = torch.addcmul(self.eps, size, size, value=1 / x.shape[-1]).rsqrt_()
         return (x * scale).mul_(weight) if x.dtype == torch.float32 else weight * (x * scale).to(x.dtype)
-
-
-def onednn_computes(dtype: torch.dtype) -> bool:
-    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-        return False
-    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class StaticDecoder:
