@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlhfctl.models import pack_attention
+
 NAME = "rlhfctl"
 
 
@@ -52,6 +54,8 @@ class PackedLayout:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
+        if pack_attention.computes(query, value):
+            return pack_attention.attention(query, key, value, scale, window, self.runs)
         _, heads, _, dim = query.shape
         pieces = []
         for start, documents, length in self.runs:

@@ -140,10 +140,12 @@ class _WeightedNll(torch.autograd.Function):
             part = slice(start, min(start + chunk_rows(vocabulary), rows))
             logits = chunk_logits(hidden[part], weight, 1.0)
             chosen = logits.gather(1, targets[part, None]).squeeze(1)
-            normaliser = logits.logsumexp(1)
-            total += ((normaliser - chosen) * weights[part]).sum()
-            # d nll / d logit = p - onehot, scaled by the position's weight; the logits' memory is used again.
-            grad_logits = logits.sub_(normaliser[:, None]).exp_().mul_(weights[part, None])
+            largest = logits.amax(1)
+            powers = logits.sub_(largest[:, None]).exp_()  # in the logits' memory
+            sums = powers.sum(1)
+            total += ((largest + sums.log() - chosen) * weights[part]).sum()
+            # d nll / d logit = p - onehot, scaled by the position's weight.
+            grad_logits = powers.mul_((weights[part] / sums)[:, None])
             grad_logits.scatter_add_(1, targets[part, None], -weights[part, None])
             grad_logits = grad_logits.to(hidden.dtype)
             grad_hidden[part] = product(grad_logits, weight.t())

@@ -33,7 +33,7 @@ def amd_family() -> int | None:
 
 
 def onednn_wanted(family: int) -> bool:
-    """Whether RLHFCTL_MATMUL asks for oneDNN; left alone, whether AMD made the processor, of that family or a later one.
+    """Whether RLHFCTL_MATMUL asks for oneDNN; left alone, whether AMD made the processor, of that family or later.
 
     Raises ValueError.
     """

@@ -13,6 +13,7 @@ from rlhfctl.errors import Refused
 from rlhfctl.models import attention
 from rlhfctl.models.adapter_base import checked_base, is_adapter
 from rlhfctl.models.direct_gradient import look_up_directly
+from rlhfctl.models.gated import write_out_units
 from rlhfctl.models.last_layer import reading
 from rlhfctl.models.linear import shape_bucket, speed_up
 from rlhfctl.models.lora import announce_quantized
@@ -184,6 +185,7 @@ def prepare(model: nn.Module, device: torch.device, gradient_checkpointing: bool
     speed_up(model)
     look_up_directly(model)
     write_out_norms(model)
+    write_out_units(model)
     model.eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

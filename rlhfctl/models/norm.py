@@ -3,8 +3,8 @@
     h = x / sqrt(mean(x^2) + eps),   y = w * h
     dw = sum over rows of dy * h,    dx = (w * dy - h * mean(w * dy * h)) / sqrt(mean(x^2) + eps)
 
-T rows (all leading dimensions), H hidden. Forward is transformers' own, operation for operation. In float32 on a CPU;
-otherwise the module computes what it did.
+T rows (all leading dimensions), H hidden. Forward is transformers' own, operation for operation; of bfloat16 rows h is
+kept as it was rounded, and the gradient computed in float32. On a CPU; otherwise the module computes what it did.
 """
 
 from typing import Any
@@ -18,20 +18,22 @@ NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-        normed = x * scale
+        exact = x.float()
+        scale = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + eps)
+        normed = (exact * scale).to(x.dtype)
         ctx.save_for_backward(normed, scale, weight)
         return weight * normed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         normed, scale, weight = ctx.saved_tensors
-        both = (grad * normed).flatten(0, -2)
-        grad_weight = both.sum(0) if ctx.needs_input_grad[1] else None
+        exact, w = normed.float(), weight.float()
+        both = (grad * exact).flatten(0, -2)
+        grad_weight = both.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, grad_weight, None
-        mean = (both @ weight).view(scale.shape) / len(weight)
-        return (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale), grad_weight, None
+        mean = (both @ w).view(scale.shape) / len(weight)
+        return (grad * w).addcmul_(exact, mean, value=-1).mul_(scale).to(grad.dtype), grad_weight, None
 
 
 class RmsNorm(nn.Module):
@@ -41,7 +43,7 @@ class RmsNorm(nn.Module):
     variance_epsilon: float
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype == torch.float32 and x.device.type == "cpu":
+        if x.dtype == self.weight.dtype and x.device.type == "cpu":
             return _RmsNorm.apply(x, self.weight, self.variance_epsilon)
         exact = x.to(torch.float32)
         exact = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rlhfctl.models import pack_attention
 from rlhfctl.models.attention import PackedLayout, causal_attention, sdpa
+from rlhfctl.models.pack_attention import Crossing, Run
 from rlhfctl.models.packing import Pack, plan_packs, split_over_ranks
 
 WORTH = 0.25  # a prefix of at least so much of the longest rest is shared
@@ -82,9 +84,20 @@ class SharedLayout:
     groups: list[Group]
     alone: PackedLayout
 
+    def pieces(self) -> tuple[list[Run], list[Crossing]]:
+        """Every prefix and every rest as a document, and each group's crossing."""
+        runs: list[Run] = []
+        for group in self.groups:
+            runs += PackedLayout.of_lengths([group.prefix, *group.rests], group.start).runs
+        crossings = [Crossing(group.start, group.start + group.prefix, group.rests) for group in self.groups]
+        return runs + self.alone.runs, crossings
+
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
+        if pack_attention.computes(query, value):
+            runs, crossings = self.pieces()
+            return pack_attention.attention(query, key, value, scale, window, runs, crossings)
         pieces = [group.attend(query, key, value, scale, window) for group in self.groups]
         if self.alone.runs:
             pieces.append(self.alone.attend(layer, query, key, value, scale, window)[0])
