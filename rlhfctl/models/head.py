@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlhfctl.models.head_tiles import in_tiles, tiled_logprobs
-from rlhfctl.models.linear import product, shape_bucket
+from rlhfctl.models.linear import add_product, product, shape_bucket
 
 KEEP_ELEMENTS = 1 << 24  # float32 probabilities kept for the backward pass: 64 MiB
 CHUNK_ELEMENTS = 1 << 24  # float32 logits of one chunk: 64 MiB
@@ -101,9 +101,10 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_logits = grad_logits.to(hidden.dtype)
             grad_hidden[part] = product(grad_logits, weight.t())
             if ctx.needs_input_grad[1]:
-                added = product(grad_logits.t(), hidden[part].t())
-                grad_weight = added if grad_weight is None else grad_weight.add_(added)
-                del added
+                if grad_weight is None:
+                    grad_weight = product(grad_logits.t(), hidden[part].t())
+                else:
+                    add_product(grad_weight, grad_logits.t(), hidden[part].t())
             del probabilities, grad_logits  # before the next chunk's are made
         if grad_weight is None and ctx.needs_input_grad[1]:  # no rows at all
             grad_weight = torch.zeros_like(weight)
@@ -150,7 +151,7 @@ class _WeightedNll(torch.autograd.Function):
             grad_logits = grad_logits.to(hidden.dtype)
             grad_hidden[part] = product(grad_logits, weight.t())
             if grad_weight is not None:
-                grad_weight += product(grad_logits.t(), hidden[part].t())
+                add_product(grad_weight, grad_logits.t(), hidden[part].t())
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rlhfctl.models.direct_gradient import allowed, gradient_of
-from rlhfctl.models.linear import product
+from rlhfctl.models.linear import add_product, product
 
 TILE = 512
 LARGE = 32_768  # vocabularies from here on go in tiles
@@ -86,9 +86,9 @@ class _TiledLogprobs(torch.autograd.Function):
                     inner.sub_(onto[:, None])
                 grad_logits = inner.mul_(logprobs.exp_())
             grad_logits = grad_logits.to(hidden.dtype)
-            grad_hidden += product(grad_logits, tile.t())
+            add_product(grad_hidden, grad_logits, tile.t())
             if grad_weight is not None:
-                grad_weight[part] += product(grad_logits.t(), hidden.t())
+                add_product(grad_weight[part], grad_logits.t(), hidden.t())
         if onto is not None:
             grad_hidden += onto[:, None] * weight[targets]
             if grad_weight is not None:

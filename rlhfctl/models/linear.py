@@ -78,6 +78,15 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b.t()
 
 
+def add_product(into: Tensor, a: Tensor, b: Tensor) -> None:
+    """into [n, m] += a [n, k] x b [m, k]; without gradient."""
+    one_kernel = into.dtype == a.dtype == b.dtype and not (into.dtype == torch.float32 and onednn_is_faster())
+    if one_kernel:
+        into.addmm_(a, b.t())
+    else:
+        into += product(a, b)
+
+
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")

@@ -11,7 +11,7 @@ from rlhfctl.recipe.sections import Policy
 from rlhfctl.recipe.tasks import AnyRecipe, OreoRecipe, PpoRecipe, RmRecipe
 
 CHUNK_ELEMENTS = 1 << 24  # of models/head.py: logits that exist at once
-TILE, LARGE = 1024, 32_768  # of models/head_tiles.py: vocabularies from LARGE on go in tiles
+TILE, LARGE = 512, 32_768  # of models/head_tiles.py: vocabularies from LARGE on go in tiles
 BUCKET = 64  # of models/linear.py: packs are filled up to a multiple of it
 CAST_ELEMENTS = 1 << 22  # of trainers/optimizer.py: gradients that are cast for their masters at a time
 REDUCED = 1 << 24  # of trainers/distributed.py: elements of gradients that travel together
@@ -68,7 +68,7 @@ def full_pack(recipe: AnyRecipe, longest: int, passing: int) -> tuple[int, bool]
 
 
 def repeated_keys(recipe: AnyRecipe) -> float:
-    """Tokens whose keys and values a layer holds for each token of a pack: samples share their prompt's pass
+    """Tokens whose keys and values a layer on a GPU holds for each token of a pack: samples share their prompt's pass
     (models/shared_prefix.py), and each holds a copy of its keys and values."""
     if not isinstance(recipe, PpoRecipe):
         return 1.0
@@ -105,31 +105,32 @@ def kept_activations(
 def layer_activations(
     shape: Shape, width: int, tokens: int, lora: bool, cpu: bool, keys: float = 1.0
 ) -> Bytes:
-    """One layer: residuals and norms, attention, gated MLP."""
+    """One layer: residuals and norms, attention, gated MLP (of it one tensor less on a CPU: models/gated.py)."""
+    # In float32 on a CPU the output projection reads the very tensor that attention keeps.
+    attended = tensors(tokens * shape.heads * width, 0 if cpu and width == 4 else 1)
     return (
         attention_activations(shape, width, tokens, lora, cpu, keys)
         + tensors(tokens * shape.hidden * width, norm_tensors(width, lora, cpu))
-        + tensors(tokens * shape.heads * width)
-        + tensors(tokens * shape.inner * width, 4)
+        + attended
+        + tensors(tokens * shape.inner * width, 3 if cpu else 4)
     )
 
 
 def attention_activations(shape: Shape, width: int, tokens: int, lora: bool, cpu: bool, keys: float) -> Bytes:
-    """Of one layer, up to the projection of what it attends to."""
-    exact = 4 if cpu else width  # the CPU's attention computes in float32
-    # It wants one key head a query head, and so does every kernel with a mask.
-    groups = shape.heads if cpu or keys > 1 else shape.groups
-    return (
-        tensors(tokens * shape.hidden * width, norm_tensors(width, lora, cpu))
-        + tensors(tokens * shape.heads * exact, 2)
-        + tensors(int(keys * tokens) * groups * exact, 2)
-    )
+    """Of one layer, up to the projection of what it attends to. On a CPU keys and values are kept as they are
+    (models/pack_attention.py); a kernel with a mask wants one key head a query head."""
+    norm = tensors(tokens * shape.hidden * width, norm_tensors(width, lora, cpu))
+    if cpu:
+        own = tensors(tokens * shape.heads * width) + tensors(tokens * shape.groups * width, 2)
+        return norm + own + tensors(tokens * shape.heads * 4)
+    groups = shape.heads if keys > 1 else shape.groups
+    return norm + tensors(tokens * shape.heads * width, 2) + tensors(int(keys * tokens) * groups * width, 2)
 
 
 def norm_tensors(width: int, lora: bool, cpu: bool) -> float:
-    """[T, H] tensors of a norm, what it gives included. In float32 on a CPU its gradient is written out
-    (models/norm.py); autograd keeps what was normed, for a weight that moves its product, and of bfloat16 the cast."""
-    if cpu and width == 4:
+    """[T, H] tensors of a norm, what it gives included. On a CPU its gradient is written out (models/norm.py);
+    autograd keeps what was normed, for a weight that moves its product, and of bfloat16 the cast."""
+    if cpu:
         return 2
     return (2 * width + (0 if lora else width) + (4 if width == 2 else 0)) / width
 

@@ -26,7 +26,8 @@ def make_experience(
     kl_coef: float | None = None,
 ) -> Experience:
     """Old log-probabilities come from the sampler where it computed in float32 with the trainer's own weights;
-    otherwise from a forward pass, unless the first pass of the update is that forward pass (one minibatch). With a
+    otherwise from a forward pass, unless the first pass of the update is that forward pass (one minibatch; a KL penalty
+    is then the sampler's, where it computed with these weights in bfloat16: within 0.002 nats a token). With a
     shared trunk that forward pass gives the values too; a value model of its own that sees the batch once is trained
     here, as its values are read (trainers/value_once.py). kl_coef: of this step, default the recipe's."""
     algorithm = recipe.algorithm
@@ -51,7 +52,7 @@ def make_experience(
         return found
 
     recompute = recompute_old(recipe, models)
-    penalty_needs_it = ref_logprobs is not None and algorithm.kl_in == "reward"
+    penalty_needs_it = ref_logprobs is not None and algorithm.kl_in == "reward" and not rounds_alone(recipe)
     upfront = recompute and (algorithm.minibatches > 1 or penalty_needs_it)
     if upfront and models.critic is not None and models.critic.shares_hidden:
         old_logprobs, values = per_token(models.logprobs_and_values, policy).unbind(-1)
@@ -85,6 +86,13 @@ def recompute_old(recipe: PpoRecipe, models: PpoModels) -> bool:
             return True  # other kernels than the trainer's
         return head_weight(models.policy).dtype.itemsize < 4
     return recipe.algorithm.old_logprobs == "recompute"
+
+
+def rounds_alone(recipe: PpoRecipe) -> bool:
+    """Whether the sampler's log-probabilities are the trainer's but for rounding, and nothing asks for the latter."""
+    algorithm = recipe.algorithm
+    asked = algorithm.old_logprobs != "auto" or algorithm.importance_correction != "none"
+    return recipe.rollout.engine == "hf" and not asked
 
 
 def next_kl_coef(recipe: PpoRecipe, experience: Experience, metrics: dict[str, float], step: int) -> float:

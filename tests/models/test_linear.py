@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from rlhfctl.models import linear
 from rlhfctl.models.linear import OnednnLinear
 
 
@@ -21,3 +22,45 @@ def test_values_and_gradients_are_those_of_nn_linear(bias: bool) -> None:
         found.append([out.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())])
     for mine, theirs in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+INFO = "processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 17\n"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "many_rows", "few_rows"),
+    [
+        ("AuthenticAMD", 26, True, True),
+        ("AuthenticAMD", 25, False, True),
+        ("GenuineIntel", 6, False, False),
+        ("GenuineIntel", 30, False, False),
+    ],
+)
+def test_the_library_is_the_processor_s(
+    vendor: str, family: int, many_rows: bool, few_rows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN for many rows where AMD's units are 512 bits wide, for a rollout's few rows on all of AMD's."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        pytest.skip("this torch has one library alone")
+    monkeypatch.delenv("RLHFCTL_MATMUL", raising=False)
+    monkeypatch.setattr(linear.Path, "read_text", lambda path: INFO.format(vendor=vendor, family=family))
+    cpu = torch.device("cpu")
+    for cached in (linear.amd_family, linear.onednn_is_faster):
+        cached.cache_clear()
+    try:
+        assert linear.onednn_is_faster() == many_rows
+        assert linear.shape_bucket(torch.float32, cpu) == (64 if many_rows else 1)
+        assert linear.onednn_decodes(torch.float32, cpu) == few_rows
+        for choice in ("torch", "onednn"):
+            monkeypatch.setenv("RLHFCTL_MATMUL", choice)
+            linear.onednn_is_faster.cache_clear()
+            assert (
+                linear.onednn_is_faster() == linear.onednn_decodes(torch.float32, cpu) == (choice == "onednn")
+            )
+        monkeypatch.setenv("RLHFCTL_MATMUL", "mkl")
+        linear.onednn_is_faster.cache_clear()
+        with pytest.raises(ValueError, match="RLHFCTL_MATMUL is 'mkl'"):
+            linear.onednn_is_faster()
+    finally:
+        for cached in (linear.amd_family, linear.onednn_is_faster):
+            cached.cache_clear()

@@ -54,3 +54,18 @@ def test_frozen_parts_and_bfloat16():
     assert ours[0].weight.grad is None
     plain, ours = norms(LlamaRMSNorm, torch.bfloat16)
     assert torch.equal(ours(x.bfloat16()), plain(x.bfloat16()))
+
+
+def test_gradients_of_bfloat16_rows_are_no_further_off_than_autograd_s():
+    plain, ours = norms(LlamaRMSNorm, torch.bfloat16)
+    x, on = torch.randn(2, 64, 24, generator=torch.Generator().manual_seed(3)).bfloat16().unbind(0)
+    found = []
+    for module in (ours, plain):
+        leaf = x.clone().requires_grad_()
+        (module(leaf) * on).sum().backward()
+        found.append((leaf.grad.double(), module[0].weight.grad.double()))
+    leaf, weight = x.double().requires_grad_(), plain[0].weight.detach().double().requires_grad_()
+    (weight * leaf * (leaf.square().mean(-1, keepdim=True) + 1e-2).rsqrt() * on.double()).sum().backward()
+    for mine, theirs, exact in zip(*found, (leaf.grad, weight.grad), strict=True):
+        assert (mine - exact).norm() <= 1.05 * (theirs - exact).norm()
+        assert (mine - exact).norm() <= 0.01 * exact.norm()

@@ -115,7 +115,7 @@ def test_sums_by_hand() -> None:
     assert shape.parameters == 2 * 1000 * 64 + 3 * layer + 64
     assert (found.weights, found.gradients) == (4 * shape.parameters, 4 * shape.parameters)
     assert found.optimizer == 8 * shape.parameters
-    kept = 3 * 4 * (4 * 64 + 5 * 64 + 4 * 176)
+    kept = 3 * 4 * (4 * 64 + 2 * 64 + 2 * 32 + 3 * 176)
     assert found.activations == 4096 * (kept + 4 * 4 * 64 + 4 * (3 * 176 + 2 * 64))
     assert found.logits == 2 * 4096 * 1000 * 4 + 2 * 1000 * 64 * 4
     assert found.peak > 4 * found.weights + found.activations + found.logits
@@ -128,9 +128,9 @@ def logits(task: str, vocabulary: int, cpu: bool = True, **sections: Any) -> int
 
 
 def test_a_large_head_goes_in_tiles_and_its_gradient_is_made_once() -> None:
-    """T 4,096 tokens: three tiles of 1,024 logits and three rows of 64 for each; V x 64 elements of a gradient."""
+    """T 4,096 tokens: three tiles of 512 logits and three rows of 64 for each; V x 64 elements of a gradient."""
     table = 40_000 * 64 * 4
-    tiles = 3 * 4096 * (1024 + 64) * 4
+    tiles = 3 * 4096 * (512 + 64) * 4
     assert logits("sft", 40_000) == tiles  # added to the gradient of the packs before
     assert logits("sft", 40_000, train={"batch_size": 16}) == tiles + table  # a lone pack makes it
     assert logits("sft", 40_000, deepspeed={"zero_stage": 1}) == tiles + table  # not the engine's own tensor
@@ -142,9 +142,9 @@ def test_a_large_head_goes_in_tiles_and_its_gradient_is_made_once() -> None:
 
 
 def test_a_last_layer_that_is_read_at_the_end_of_rows_keeps_its_attention_alone() -> None:
-    """3 layers of 4 H + 5 A + 4 I; the last one of a reward model 2 H + 4 A, where it is not run again or in parts."""
+    """3 layers of 4 H + 2 A + 2 K + 3 I; a reward model's last one 2 H + 2 A + 2 K, not run again or in parts."""
     rest = 4 * (4 * 64 + 3 * 176 + 2 * 64)
-    layer, last = 4 * (4 * 64 + 5 * 64 + 4 * 176), 4 * (2 * 64 + 4 * 64)
+    layer, last = 4 * (4 * 64 + 2 * 64 + 2 * 32 + 3 * 176), 4 * (2 * 64 + 2 * 64 + 2 * 32)
     for expected, sections in (
         (2 * layer + last, {}),
         (3 * layer, {"algorithm": {"score": "token_sum"}}),

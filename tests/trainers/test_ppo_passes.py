@@ -108,6 +108,28 @@ def test_a_shared_trunk_gives_log_probabilities_and_values_in_one_pass(batch):
     assert float(values.abs().max()) > 1e-2
 
 
+@pytest.mark.parametrize(
+    ("dtype", "options", "own_pass"),
+    [
+        ("float32", (), False),
+        ("bfloat16", (), False),
+        ("bfloat16", ("algorithm.old_logprobs=recompute",), True),
+        ("bfloat16", ("algorithm.importance_correction=tis",), True),
+        ("bfloat16", ("algorithm.minibatches=2",), True),
+    ],
+)
+def test_a_penalty_in_bfloat16_needs_no_pass_of_its_own(batch, dtype, options, own_pass):
+    """It is of the sampler's log-probabilities; the ratio's come from the update's own first pass."""
+    ctx, models, rows = batch("algorithm.kl_coef=0.1", f"policy.dtype={dtype}", *options)
+    calls = []
+    models.policy.base_model.register_forward_hook(lambda *_: calls.append(1))
+    experience = make_experience(ctx, ctx.recipe, models, rows)
+    assert bool(calls) == own_pass
+    sampled = torch.where(experience.mask, -2.0, 0.0)
+    assert torch.equal(experience.old_logprobs, sampled) == (not own_pass)
+    assert experience.old_known == (own_pass or dtype == "float32")
+
+
 def test_build_takes_the_coefficient_of_the_step(batch):
     """dr_grpo over two samples of one prompt: penalties of 0.5 and 0 in the totals, times 0.1 or 0.2."""
     ctx, _, rows = batch("algorithm.advantage=dr_grpo", "algorithm.kl_coef=0.1")
