@@ -15,7 +15,7 @@ D head size.
 import torch
 from torch import Tensor
 
-WORTH = 128  # tokens: shorter prompts cost less to read again than the second kernel call
+WORTH = 32  # tokens: shorter prompts cost less to read again than the second kernel call
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"  # gives the denominators as well
 
 
@@ -65,6 +65,8 @@ class Prompts:
         self.slot[order] = owner[order] * self.most + within
         self.slots = torch.zeros(self.prompts * self.most, dtype=torch.long)
         self.slots[self.slot] = torch.arange(len(owner))
+        # While no row has ended, rows that lie by prompt stand in their slots already.
+        self.in_order = torch.equal(self.slots, torch.arange(len(owner)))
         gaps = torch.arange(width) >= lengths[:, None]
         self.mask: Tensor | None = None
         if bool(gaps.any()):
@@ -78,16 +80,19 @@ class Prompts:
         """query [R', K, A, D], the rows' own keys and values [R', K, T, D] -> [R', K, A, D]."""
         own, own_normaliser = attention(query, keys, values, scale)
         each = (self.prompts, self.most, self.heads, -1)
-        together = query[self.slots].view(*each, self.dim).transpose(1, 2).flatten(2, 3)  # [G, K, N A, D]
+        placed = query if self.in_order else query[self.slots]
+        together = placed.view(*each, self.dim).transpose(1, 2).flatten(2, 3)  # [G, K, N A, D]
         found = attention(together, self.cache[layer, 0], self.cache[layer, 1], scale, self.mask)
         prompt, normaliser = (
-            part.unflatten(2, (self.most, -1)).transpose(1, 2).flatten(0, 1)[self.slot[: len(query)]]
-            for part in found
+            part.unflatten(2, (self.most, -1)).transpose(1, 2).flatten(0, 1) for part in found
         )
+        if not self.in_order:
+            prompt, normaliser = (part[self.slot[: len(query)]] for part in (prompt, normaliser))
         return own.lerp_(prompt, torch.sigmoid(normaliser - own_normaliser))
 
     def select(self, order: Tensor) -> None:
         """Row order[i] becomes row i."""
+        self.in_order = False
         rows = self.slot[order]
         self.slot[: len(order)] = rows
         self.slots.zero_()
