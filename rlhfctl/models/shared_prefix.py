@@ -4,9 +4,9 @@ conversation and its two answers.
     [ prefix | rest of row 1 | ... | rest of row n ]      positions of every rest go on where the prefix ends
 
 Each rest attends to the prefix and to itself, causally: the hidden states are those of the rows one by one, and
-gradients reach the prefix from all of them. It saves (n - 1) P of the n (P + L) tokens of a group. Attention to a
-prefix goes through a mask, whose kernel does not leave out what lies above the diagonal: short prefixes are not worth
-it.
+gradients reach the prefix from all of them. It saves (n - 1) P of the n (P + L) tokens of a group. Short prefixes are
+not worth a kernel call of their own. On other devices than a processor (models/pack_attention.py) attention to a prefix
+goes through a mask, whose kernel does not leave out what lies above the diagonal.
 
 P tokens of the prefix, L of the longest rest, n rows of a group; H, K, D as in models/attention.py.
 """
