@@ -64,3 +64,22 @@ def test_the_library_is_the_processor_s(
     finally:
         for cached in (linear.amd_family, linear.onednn_is_faster):
             cached.cache_clear()
+
+
+@pytest.mark.parametrize("library", ["torch", "onednn"])
+@pytest.mark.parametrize("into", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_added(
+    library: str, into: torch.dtype, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLHFCTL_MATMUL", library)
+    linear.onednn_is_faster.cache_clear()
+    try:
+        # Small whole numbers: exact in both dtypes.
+        a, b = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
+        found = torch.full((2, 4), 3.0, dtype=into)
+        linear.add_product(found, a.to(dtype), b.to(dtype))
+        expected = [[8.0, 17.0, 26.0, 35.0], [17.0, 53.0, 89.0, 125.0]]
+        assert found.tolist() == expected
+    finally:
+        linear.onednn_is_faster.cache_clear()

@@ -198,12 +198,13 @@ def test_what_the_module_keeps(config, lora, dtype, change, reason):
     assert reason in uncovered(model)
 
 
+@pytest.mark.parametrize("owner", [[1, 0, 2, 1, 0, 1], [0, 0, 1, 1, 2, 2]], ids=["mixed", "in order"])
 @torch.no_grad()
-def test_rows_of_one_prompt_need_not_be_neighbours(monkeypatch):
+def test_rows_of_one_prompt_need_not_be_neighbours(owner, monkeypatch):
     """Slots are found by prompt; a row that reads another prompt's keys, or a stale slot, gives other numbers."""
     monkeypatch.setattr(prompt_once, "WORTH", 1)
     model = build(CONFIGS["qwen2"])
-    owner, lengths = torch.tensor([1, 0, 2, 1, 0, 1]), torch.tensor([3, 5, 2])
+    owner, lengths = torch.tensor(owner), torch.tensor([3, 5, 2])
     ids = torch.randint(9, 61, (3, 5), generator=torch.Generator().manual_seed(5))
     weights, found = FusedWeights(model), []
     for decoder in (

@@ -116,6 +116,7 @@ def test_a_shared_trunk_gives_log_probabilities_and_values_in_one_pass(batch):
         ("bfloat16", ("algorithm.old_logprobs=recompute",), True),
         ("bfloat16", ("algorithm.importance_correction=tis",), True),
         ("bfloat16", ("algorithm.minibatches=2",), True),
+        ("float32", ("rollout.engine=vllm",), True),
     ],
 )
 def test_a_penalty_in_bfloat16_needs_no_pass_of_its_own(batch, dtype, options, own_pass):
