@@ -1,8 +1,10 @@
 """The other end of child.py: what runs inside the child."""
 
+import io
 import json
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,10 @@ def serve(prepare: Callable[[], Handler]) -> None:
     requests_fd, answers_fd = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            line_buffering=True
+        )  # what is printed shows, and is not lost when the child is killed
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     # Read in a thread of its own: a parent that dies closes the pipe, and the child must go even in mid-call.
     threading.Thread(target=_read, args=(requests_fd, requests), daemon=True).start()

@@ -132,7 +132,10 @@ def test_trl_column_that_is_not_there(make: Make) -> None:
     assert "needs a column 'difficulty'; the rows have answer" in (outcome.error or "")
 
 
-def test_prints_do_not_touch_the_protocol(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_prints_do_not_touch_the_protocol(
+    make: Make, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     source = make(
         "import os, subprocess, sys\n"
         "print('at import')\n"
