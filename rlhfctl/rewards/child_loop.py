@@ -22,9 +22,8 @@ def serve(prepare: Callable[[], Handler]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            line_buffering=True
-        )  # what is printed shows, and is not lost when the child is killed
+        # What is printed shows at once, and is not lost when the child is killed.
+        sys.stdout.reconfigure(line_buffering=True)
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     # Read in a thread of its own: a parent that dies closes the pipe, and the child must go even in mid-call.
     threading.Thread(target=_read, args=(requests_fd, requests), daemon=True).start()

@@ -15,8 +15,9 @@ D head size.
 import torch
 from torch import Tensor
 
+from rlhfctl.models.pack_attention import KERNEL
+
 WORTH = 32  # tokens: shorter prompts cost less to read again than the second kernel call
-FLASH = "_scaled_dot_product_flash_attention_for_cpu"  # gives the denominators as well
 
 
 def shareable(owner: Tensor, prompts: int, width: int) -> bool:
@@ -26,7 +27,7 @@ def shareable(owner: Tensor, prompts: int, width: int) -> bool:
         len(owner) > prompts
         and width >= WORTH
         and owner.device.type == "cpu"
-        and hasattr(torch.ops.aten, FLASH)
+        and hasattr(torch.ops.aten, KERNEL)
     )
 
 
