@@ -60,6 +60,7 @@ WORKLOADS = {
     "sft-bigvocab": (SFT, {"rows": 32, "batch": 7}),
     "rm": (RM, {"rows": 96, "batch": 8}),
     "ppo": (RL, {"n": 1, "reward": MODEL_REWARD, "algorithm": "advantage: gae, kl_coef: 0.05"}),
+    "ppo-groups": (RL, {"n": 8, "reward": MODEL_REWARD, "algorithm": "advantage: gae, kl_coef: 0.05"}),
     "grpo": (RL, {"n": 8, "reward": LENGTH_REWARD, "algorithm": "advantage: grpo, kl_coef: 0"}),
     "rloo": (RL, {"n": 8, "reward": LENGTH_REWARD, "algorithm": "advantage: rloo, kl_coef: 0.05"}),
 }

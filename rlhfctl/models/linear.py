@@ -63,12 +63,21 @@ def onednn_decodes(dtype: torch.dtype, device: torch.device) -> bool:
     return onednn_wanted(0)
 
 
+@lru_cache(maxsize=1)
+def multiplies_tiles() -> bool:
+    """Whether the processor has units that multiply bfloat16 tiles (AMX)."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
 def shape_bucket(dtype: torch.dtype, device: torch.device) -> int:
     """Tokens to which packs, and rows of the head, are filled up: oneDNN keeps code and buffers for every shape it has
-    met, some 7 MB a length, which costs hundreds of MB when every pack has its own. Filling up costs time: a product of
-    557 rows takes as long as its rows, one of 640 a sixth longer."""
-    onednn = device.type == "cpu" and (dtype == torch.bfloat16 or onednn_is_faster())
-    return 64 if onednn else 1
+    met, some 7 MB a length, which costs hundreds of MB when every pack has its own. Filling up costs time: a float32
+    product of 557 rows takes as long as its rows, one of 640 a sixth longer; of bfloat16 products it does not show."""
+    if device.type != "cpu":
+        return 1
+    if dtype == torch.bfloat16:
+        return 128
+    return 64 if onednn_is_faster() else 1
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from rlhfctl.models.lora import announce_quantized
 from rlhfctl.models.norm import write_out_norms
 from rlhfctl.models.packing import Pack
 from rlhfctl.models.quantize import is_quantized, quantize
+from rlhfctl.models.rotary import write_out_rotation
 from rlhfctl.recipe.sections import Policy
 
 
@@ -186,6 +187,7 @@ def prepare(model: nn.Module, device: torch.device, gradient_checkpointing: bool
     look_up_directly(model)
     write_out_norms(model)
     write_out_units(model)
+    write_out_rotation(model)
     model.eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

@@ -13,8 +13,10 @@ denominators of both,
 and the gradient of each piece follows from its own products, the denominator and the output of the whole
 (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135, section 3.1): no piece needs the other's keys.
 
-autograd would fill a tensor of the pack's size with zeros for every slice, and keep copies of the keys. float32
-throughout: the kernel's bfloat16 gradient costs four times as much, and rounds more.
+autograd would fill a tensor of the pack's size with zeros for every slice, and keep copies of the keys. Gradients are
+computed in float32: the kernel's bfloat16 gradient costs four times as much, and rounds more. Values too, but for those
+of bfloat16 on a processor that multiplies such matrices in units of their own (AMX): there the kernel's own forward in
+bfloat16, with sums and denominators in float32, costs half of what the float32 one does.
 
 T tokens, H query heads, K key heads, D head size.
 """
@@ -26,6 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhfctl.models.linear import multiplies_tiles
+
+PLACES = (
+    16  # in bfloat16 documents are computed with what lies behind them, up to a multiple of so many tokens
+)
 KERNEL = "_scaled_dot_product_flash_attention_for_cpu"  # gives the denominators as well
 
 Run = tuple[int, int, int]  # first token, documents of one length, that length
@@ -74,18 +81,22 @@ class _Attention(torch.autograd.Function):
         runs: Sequence[Run],
         crossings: Sequence[Crossing],
     ) -> Tensor:
-        q, k, v = inputs(query, key, value)
-        out, normaliser = torch.empty_like(q), q.new_empty(q.shape[:2])
+        q, k, v = inputs(query, key, value, values_in(query))
+        # What is mixed of two pieces is rounded once, after it.
+        out = torch.empty_like(q, dtype=torch.float32 if crossings else q.dtype)
+        normaliser = q.new_empty(q.shape[:2], dtype=torch.float32)
         for run in runs:
             mask = run_mask(run, window)
+            wider = run if mask is not None else filled_up(run, q)
             found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                *(documents(x, run) for x in (q, k, v)),
+                *(documents(x, wider) for x in (q, k, v)),
                 is_causal=mask is None,
                 attn_mask=mask,
                 scale=scale,
             )
-            documents(out, run).copy_(found[0])
-            documents(normaliser, run).copy_(found[1])
+            length = run[2]  # a token sees nothing of what lies behind its document
+            documents(out, run).copy_(found[0][:, :, :length])
+            documents(normaliser, run).copy_(found[1][:, :, :length])
         for crossing in crossings:
             mask = crossing_mask(crossing, window)
             more, denominator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -93,8 +104,9 @@ class _Attention(torch.autograd.Function):
             )
             if mask is not None:  # a token that sees nothing of the prefix
                 denominator = denominator.masked_fill((mask == -torch.inf).all(1), -torch.inf)
-            before = behind(normaliser, crossing)
-            behind(out, crossing).lerp_(more, torch.sigmoid(denominator - before).unsqueeze(-1))
+            before, mixed = behind(normaliser, crossing), behind(out, crossing)
+            share = torch.sigmoid(denominator - before).unsqueeze(-1)
+            mixed.lerp_(more.float(), share)
             before.copy_(torch.logaddexp(before, denominator))
         ctx.save_for_backward(query, key, value, out, normaliser)
         ctx.given = scale, window, runs, crossings
@@ -104,8 +116,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, normaliser = ctx.saved_tensors
         scale, window, runs, crossings = ctx.given
-        q, k, v = inputs(query, key, value)
-        given = [by_token(grad), q, k, v, out, normaliser]
+        q, k, v = inputs(query, key, value, torch.float32)
+        given = [by_token(grad).float(), q, k, v, out.float(), normaliser]
         grads = [torch.empty_like(x) for x in (q, k, v)]
         for run in runs:
             mask = run_mask(run, window)
@@ -128,15 +140,29 @@ class _Attention(torch.autograd.Function):
         return (*(from_token(x, of) for x, of in zip(grads, (query, key, value), strict=True)), *[None] * 4)
 
 
+def values_in(query: Tensor) -> torch.dtype:
+    """What the outputs are computed in."""
+    return query.dtype if query.dtype == torch.bfloat16 and multiplies_tiles() else torch.float32
+
+
+def filled_up(run: Run, x: Tensor) -> Run:
+    """The run's one document with so many tokens behind it that few lengths occur: the bfloat16 kernel keeps code for
+    every length it has met, half a MB each. Several documents of one length stay as they are."""
+    start, count, length = run
+    wider = length + -length % PLACES
+    fits = count == 1 and start + wider <= len(x)
+    return (start, count, wider) if fits and x.dtype == torch.bfloat16 else run
+
+
 def by_token(x: Tensor) -> Tensor:
-    """[1, H, T, D] -> [T, H, D] float32."""
-    return x[0].transpose(0, 1).float()
+    """[1, H, T, D] -> [T, H, D]."""
+    return x[0].transpose(0, 1)
 
 
-def inputs(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[T, H, D] float32 each: one key head for every query head."""
+def inputs(query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """[T, H, D] each: one key head for every query head."""
     groups = query.shape[1] // key.shape[1]
-    q, k, v = by_token(query), by_token(key), by_token(value)
+    q, k, v = (by_token(x).to(dtype) for x in (query, key, value))
     return (q, k, v) if groups == 1 else (q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))
 
 

@@ -12,7 +12,7 @@ from rlhfctl.recipe.tasks import AnyRecipe, OreoRecipe, PpoRecipe, RmRecipe
 
 CHUNK_ELEMENTS = 1 << 24  # of models/head.py: logits that exist at once
 TILE, LARGE = 512, 32_768  # of models/head_tiles.py: vocabularies from LARGE on go in tiles
-BUCKET = 64  # of models/linear.py: packs are filled up to a multiple of it
+BUCKET = 128  # of models/linear.py: packs are filled up to a multiple of it
 CAST_ELEMENTS = 1 << 22  # of trainers/optimizer.py: gradients that are cast for their masters at a time
 REDUCED = 1 << 24  # of trainers/distributed.py: elements of gradients that travel together
 REDUCED_ZERO_0 = 500_000_000  # DeepSpeed's, where it divides nothing
@@ -105,14 +105,16 @@ def kept_activations(
 def layer_activations(
     shape: Shape, width: int, tokens: int, lora: bool, cpu: bool, keys: float = 1.0
 ) -> Bytes:
-    """One layer: residuals and norms, attention, gated MLP (of it one tensor less on a CPU: models/gated.py)."""
+    """One layer: residuals and norms, attention, gated MLP (of it two tensors less on a CPU: models/gated.py; with LoRA
+    its last product's input is kept)."""
+    gated = (3 if lora else 2) if cpu else 4
     # In float32 on a CPU the output projection reads the very tensor that attention keeps.
     attended = tensors(tokens * shape.heads * width, 0 if cpu and width == 4 else 1)
     return (
         attention_activations(shape, width, tokens, lora, cpu, keys)
         + tensors(tokens * shape.hidden * width, norm_tensors(width, lora, cpu))
         + attended
-        + tensors(tokens * shape.inner * width, 3 if cpu else 4)
+        + tensors(tokens * shape.inner * width, gated)
     )
 
 

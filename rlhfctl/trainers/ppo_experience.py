@@ -27,7 +27,7 @@ def make_experience(
 ) -> Experience:
     """Old log-probabilities come from the sampler where it computed in float32 with the trainer's own weights;
     otherwise from a forward pass, unless the first pass of the update is that forward pass (one minibatch; a KL penalty
-    is then the sampler's, where it computed with these weights in bfloat16: 0.001 nats a token apart). With a
+    is then the sampler's, where it computed with these weights in bfloat16: 0.002 nats a token apart). With a
     shared trunk that forward pass gives the values too; a value model of its own that sees the batch once is trained
     here, as its values are read (trainers/value_once.py). kl_coef: of this step, default the recipe's."""
     algorithm = recipe.algorithm

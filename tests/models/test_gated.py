@@ -37,8 +37,15 @@ def test_values_bit_for_bit_and_gradients(kind, config, dtype):
         assert torch.equal(theirs, mine)
 
 
-def test_it_keeps_three_tensors_of_the_inner_size():
-    _, ours = units(LlamaMLP, LlamaConfig)
+@pytest.mark.parametrize(
+    ("biased", "count"),
+    [
+        (False, 2),  # gate and up
+        (True, 3),  # a last layer that is more than one matrix keeps what it reads
+    ],
+)
+def test_what_it_keeps_of_the_inner_size(biased, count):
+    _, ours = units(LlamaMLP, LlamaConfig, mlp_bias=biased)
     kept = {}
 
     def keep(x):
@@ -48,7 +55,26 @@ def test_it_keeps_three_tensors_of_the_inner_size():
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         ours(torch.randn(1, 9, 12))
-    assert list(kept.values()) == 3 * [9 * 20 * 4]  # gate, up, and what the last matrix reads
+    assert list(kept.values()) == count * [9 * 20 * 4]
+
+
+def test_a_frozen_last_matrix_gets_no_gradient():
+    plain, ours = units(LlamaMLP, LlamaConfig)
+    x = torch.randn(3, 12, generator=torch.Generator().manual_seed(5))
+    for model in (plain, ours):
+        model[0].down_proj.weight.requires_grad_(False)
+        model(x).square().sum().backward()
+    assert ours[0].down_proj.weight.grad is None
+    for theirs, mine in zip(plain[0].parameters(), ours[0].parameters(), strict=True):
+        assert mine.grad is None if theirs.grad is None else torch.equal(mine.grad, theirs.grad)
+
+
+def test_a_hook_on_the_last_matrix_is_called():
+    _, ours = units(LlamaMLP, LlamaConfig)
+    seen = []
+    ours[0].down_proj.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    ours(torch.randn(2, 12))
+    assert seen == [(2, 12)]
 
 
 def test_other_activations_stay_as_they_are():

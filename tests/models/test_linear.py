@@ -50,6 +50,8 @@ def test_the_library_is_the_processor_s(
     try:
         assert linear.onednn_is_faster() == many_rows
         assert linear.shape_bucket(torch.float32, cpu) == (64 if many_rows else 1)
+        assert linear.shape_bucket(torch.bfloat16, cpu) == 128
+        assert linear.shape_bucket(torch.bfloat16, torch.device("cuda")) == 1
         assert linear.onednn_decodes(torch.float32, cpu) == few_rows
         for choice in ("torch", "onednn"):
             monkeypatch.setenv("RLHFCTL_MATMUL", choice)

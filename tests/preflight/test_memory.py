@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhfctl.models import head, head_tiles
+from rlhfctl.models import head, head_tiles, pack_attention
 from rlhfctl.models.load import backbone, hidden_at_predictors, load_causal_lm
 from rlhfctl.models.lora import add_lora
 from rlhfctl.models.packing import pack
@@ -78,7 +78,11 @@ def test_parameters_are_those_of_the_model(tied: bool) -> None:
 @pytest.mark.parametrize(
     ("dtype", "lora"), [("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True)]
 )
-def test_activations_are_what_autograd_keeps(tmp_path: Path, dtype: str, lora: bool) -> None:
+def test_activations_are_what_autograd_keeps(
+    tmp_path: Path, dtype: str, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor without units for bfloat16 tiles: with them the outputs of attention take half as much."""
+    monkeypatch.setattr(pack_attention, "multiplies_tiles", lambda: False)
     AutoModelForCausalLM.from_config(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
     policy = Policy.model_validate({"path": str(tmp_path), "dtype": dtype})
     model = load_causal_lm(policy, torch.device("cpu"), 0)
@@ -115,7 +119,7 @@ def test_sums_by_hand() -> None:
     assert shape.parameters == 2 * 1000 * 64 + 3 * layer + 64
     assert (found.weights, found.gradients) == (4 * shape.parameters, 4 * shape.parameters)
     assert found.optimizer == 8 * shape.parameters
-    kept = 3 * 4 * (4 * 64 + 2 * 64 + 2 * 32 + 3 * 176)
+    kept = 3 * 4 * (4 * 64 + 2 * 64 + 2 * 32 + 2 * 176)
     assert found.activations == 4096 * (kept + 4 * 4 * 64 + 4 * (3 * 176 + 2 * 64))
     assert found.logits == 2 * 4096 * 1000 * 4 + 2 * 1000 * 64 * 4
     assert found.peak > 4 * found.weights + found.activations + found.logits
@@ -142,9 +146,9 @@ def test_a_large_head_goes_in_tiles_and_its_gradient_is_made_once() -> None:
 
 
 def test_a_last_layer_that_is_read_at_the_end_of_rows_keeps_its_attention_alone() -> None:
-    """3 layers of 4 H + 2 A + 2 K + 3 I; a reward model's last one 2 H + 2 A + 2 K, not run again or in parts."""
+    """3 layers of 4 H + 2 A + 2 K + 2 I; a reward model's last one 2 H + 2 A + 2 K, not run again or in parts."""
     rest = 4 * (4 * 64 + 3 * 176 + 2 * 64)
-    layer, last = 4 * (4 * 64 + 2 * 64 + 2 * 32 + 3 * 176), 4 * (2 * 64 + 2 * 64 + 2 * 32)
+    layer, last = 4 * (4 * 64 + 2 * 64 + 2 * 32 + 2 * 176), 4 * (2 * 64 + 2 * 64 + 2 * 32)
     for expected, sections in (
         (2 * layer + last, {}),
         (3 * layer, {"algorithm": {"score": "token_sum"}}),
@@ -224,7 +228,9 @@ def test_what_makes_it_smaller() -> None:
     whole = peak()
     assert peak(train={"tokens_per_microbatch": 1024}) < whole
     assert peak(policy={"gradient_checkpointing": True}) < whole
-    assert peak(policy={"lora": {"rank": 4}}) < whole
+    # Of long packs LoRA keeps more: the input of each MLP's last product, which a whole matrix's gradient makes again.
+    few = {"tokens_per_microbatch": 256}
+    assert peak(train=few, policy={"lora": {"rank": 4}}) < peak(train=few)
     assert peak(bfloat16=True) < whole
     assert peak(plain=config(vocab_size=152_064)) > 3 * whole
     free = peak("ppo", algorithm={"advantage": "grpo", "kl_coef": 0.0})

@@ -85,13 +85,13 @@ def test_losses_and_gradients_are_those_of_separate_copies(base, data, keys):
     other = {} if keys == {"gradient_checkpointing": True} else keys
     mine, theirs = step(base, data, False, **keys), step(base, data, True, **other)
     for name, value in theirs[0].items():
-        assert mine[0][name] == pytest.approx(value, abs=1e-6, rel=1e-6), name
+        assert mine[0][name] == pytest.approx(value, abs=1e-6, rel=1e-5), name
     assert mine[1].keys() == theirs[1].keys()
     assert all(float(grad.abs().max()) > 0 for grad in (*mine[1].values(), *mine[2]))
     for name, grad in theirs[1].items():
-        torch.testing.assert_close(mine[1][name], grad, atol=1e-6, rtol=1e-5, msg=name)
+        torch.testing.assert_close(mine[1][name], grad, atol=1e-5, rtol=1e-5, msg=name)
     for one, two in zip(mine[2], theirs[2], strict=True):
-        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
 
 
 def test_memory_holds_one_backbone(base):

@@ -60,7 +60,8 @@ def test_the_loss_is_a_mean_over_the_prefixes_of_the_whole_batch(policy: nn.Modu
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
     for gradient in gradients[1:]:
-        torch.testing.assert_close(gradient, gradients[0], rtol=1e-4, atol=1e-6)
+        # Of a gradient of up to 60, which is summed in another order.
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-4, atol=5e-5)
 
 
 def test_every_epoch_takes_each_row_once_in_another_order() -> None:
