@@ -54,11 +54,10 @@ class _GatedProduct(torch.autograd.Function):
 
 def one_matrix(layer: nn.Module, x: Tensor) -> bool:
     """Whether a layer is x W^T and nothing else, of one matrix that lies here whole."""
-    hooks = layer._forward_hooks or layer._forward_pre_hooks
-    plain = type(layer) in (nn.Linear, OnednnLinear) and not hooks
-    return (
-        plain and layer.bias is None and layer.weight.dtype == x.dtype and not hasattr(layer.weight, "ds_id")
-    )
+    if type(layer) not in (nn.Linear, OnednnLinear) or layer._forward_hooks or layer._forward_pre_hooks:
+        return False
+    matrix: Any = layer
+    return matrix.bias is None and matrix.weight.dtype == x.dtype and not hasattr(matrix.weight, "ds_id")
 
 
 class GatedUnit(nn.Module):

@@ -74,10 +74,12 @@ class RotaryAttention(nn.Module):
         )
         if hasattr(module, "q_norm"):
             query, key = module.q_norm(query), module.k_norm(key)
-        query, key = (rotated(x, *position_embeddings) for x in (query, key))
+        cos, sin = position_embeddings
         out, _ = attention_forward(
             module,
-            *(x.transpose(1, 2) for x in (query, key, value)),
+            rotated(query, cos, sin).transpose(1, 2),
+            rotated(key, cos, sin).transpose(1, 2),
+            value.transpose(1, 2),
             attention_mask,
             scaling=module.scaling,
             sliding_window=window(module),
@@ -94,7 +96,8 @@ def window(module: Any) -> int | None:
 
 
 @cache
-def written_out(kind: type[nn.Module]) -> type[nn.Module]:
+def written_out(kind: Any) -> Any:
+    """The class RotaryAttention before `kind`, always the same one."""
     own = {"__module__": __name__, "configured_window": kind.__name__ == "MistralAttention"}
     return type("WrittenOutAttention", (RotaryAttention, kind), own)
 
@@ -102,6 +105,6 @@ def written_out(kind: type[nn.Module]) -> type[nn.Module]:
 def write_out_rotation(model: nn.Module) -> None:
     """Let the model's attention rotate so (in place; parameters and names stay)."""
     for module in model.modules():
-        kind = type(module)
+        kind: Any = type(module)
         if kind.__name__ in KINDS and kind.__module__.startswith("transformers.models."):
             module.__class__ = written_out(kind)
