@@ -115,3 +115,11 @@ def test_a_cache_goes_through_the_module():
         for part in (ids[:, :4], ids[:, 4:])
     ]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cache_is_filled_whatever_the_attention():
+    _, ours = models(LlamaModel, LlamaConfig, {})
+    cache = DynamicCache(config=ours.config)
+    ids = torch.arange(6)[None]
+    ours(input_ids=ids, past_key_values=cache, use_cache=True, layout=PackedLayout.of_lengths([6]))
+    assert cache.get_seq_length() == 6
