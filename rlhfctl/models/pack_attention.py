@@ -30,9 +30,7 @@ from torch import Tensor
 
 from rlhfctl.models.linear import multiplies_tiles
 
-PLACES = (
-    16  # in bfloat16 documents are computed with what lies behind them, up to a multiple of so many tokens
-)
+PLACES = 16  # tokens to whose multiple a bfloat16 document is computed, with what lies behind it
 KERNEL = "_scaled_dot_product_flash_attention_for_cpu"  # gives the denominators as well
 
 Run = tuple[int, int, int]  # first token, documents of one length, that length

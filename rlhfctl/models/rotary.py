@@ -1,5 +1,5 @@
-"""The Llama family's attention with rotary positions written out: three passes over queries and keys where autograd of
-transformers' formula makes eleven.
+"""The Llama family's attention with rotary positions written out: four passes over queries and keys, two each way,
+where autograd of transformers' formula makes eleven.
 
     y = x * cos + rotate_half(x) * sin:   y1 = x1 cos1 - x2 sin1,    y2 = x2 cos2 + x1 sin2
                                          dx1 = dy1 cos1 + dy2 sin2, dx2 = dy2 cos2 - dy1 sin1
