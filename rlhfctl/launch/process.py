@@ -29,12 +29,13 @@ WORKER_MODULE = "rlhfctl.worker"
 class AgentResult:
     """returncode: the agent's own. signum: the signal this process was asked to stop with, or None.
 
-    hang: the last one that was ended, or None.
+    hang: the last one that was ended, or None. death: see `first_death`.
     """
 
     returncode: int
     signum: int | None
     hang: Hang | None = None
+    death: tuple[int, int] | None = None
 
 
 def run_agent(
@@ -53,7 +54,6 @@ def run_agent(
     process, see `noting_signals`. watchdog: finds ranks that hang; they are killed, which the agent answers as any
     death.
     """
-    hang = None
     with open(log, "ab") as output:
         agent = subprocess.Popen(
             argv,
@@ -67,7 +67,7 @@ def run_agent(
         )
         follow = follow_file(console)
         try:
-            hang = supervise(agent, received, follow, stderr, watchdog)
+            hang, death = supervise(agent, received, follow, stderr, watchdog)
         except BaseException:
             kill_all(agent)
             raise
@@ -76,7 +76,7 @@ def run_agent(
                 break
             stderr.write(line)
         stderr.flush()
-    return AgentResult(agent.returncode, received[0] if received else None, hang)
+    return AgentResult(agent.returncode, received[0] if received else None, hang, death)
 
 
 def supervise(
@@ -85,16 +85,17 @@ def supervise(
     follow: Iterator[str | None],
     stderr: TextIO,
     watchdog: Watchdog | None,
-) -> Hang | None:
+) -> tuple[Hang | None, tuple[int, int] | None]:
     """Wait for the agent; hand the first signal to each worker once, kill everything at the second, and what hangs.
 
-    Returns the last hang.
+    Returns the last hang, and the first death that was seen.
     """
     told: set[int] = set()
     alone: float | None = None  # since when the agent has no workers left
     announced = False
-    hung = None
+    hung = death = None
     while agent.poll() is None:
+        death = death or first_death(agent.pid)
         for line in follow:
             if line is None:
                 break
@@ -126,7 +127,7 @@ def supervise(
             stderr.flush()
             end_hang(agent, hang)
         time.sleep(0.05)
-    return hung
+    return hung, death
 
 
 def end_hang(agent: "subprocess.Popen[bytes]", hang: Hang) -> None:
@@ -186,6 +187,32 @@ def worker_pids(agent: int) -> set[int]:
         except (OSError, ValueError, IndexError):
             continue  # it ended while we looked
     return pids
+
+
+def first_death(agent: int) -> tuple[int, int] | None:
+    """(pid, exit code, negative for a signal) of a child that failed and that the agent has not looked at yet.
+
+    DeepSpeed's launcher looks once a second, in order of rank, and tells the first that it finds: after a death by a
+    signal that is as often a rank that lost its peer. SIGTERM is how it ends the others.
+    """
+    try:
+        children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    except OSError:
+        return None
+    deaths = [(int(child), code) for child in children if (code := exit_code_of(child)) is not None]
+    failed = [(pid, code) for pid, code in deaths if code not in (0, -signal.SIGTERM)]
+    return min(failed, key=lambda death: death[1], default=None)  # by a signal first: the other lost its peer
+
+
+def exit_code_of(pid: str) -> int | None:
+    """Of a process that is dead and not yet waited for, as Popen tells it; None while it lives."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    if fields[0] != "Z":
+        return None
+    return os.waitstatus_to_exitcode(int(fields[-1]))
 
 
 def kill_all(agent: "subprocess.Popen[bytes]") -> None:

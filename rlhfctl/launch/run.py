@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rlhfctl.errors import Interrupted
 from rlhfctl.failure import Failure, first_failure, report_lines
 from rlhfctl.launch.deepspeed import deepspeed_argv, killed_by
-from rlhfctl.launch.hang import Watchdog
+from rlhfctl.launch.hang import Watchdog, read_beats
 from rlhfctl.launch.inline import run_inline
 from rlhfctl.launch.inputs import hashes, refuse_other_inputs
 from rlhfctl.launch.plan import Plan, make_plan
@@ -243,8 +243,8 @@ def torchrun_result(
             run.write_status("interrupted", reason=reason, exit_code=code, attempt=attempt)
         return interrupted(run, code)
     log = run.attempt(attempt) / "torchrun.log"
-    failure, killed = first_failure(run.attempt(attempt)), killed_rank(log)
-    hang = agent.hang
+    failure, hang = first_failure(run.attempt(attempt)), agent.hang
+    killed = killed_rank(log) if plan.launcher == "torchrun" else seen_killed(run, attempt, plan, agent)
     if hang is not None and (not hang.pids or (killed is not None and killed[2] in hang.pids)):
         rank = killed[0] if hang.pids and killed else hang.waits
         failure = unknown_failure(run, attempt, rank, plan.world, hang.sentence, 1)
@@ -263,6 +263,15 @@ def torchrun_result(
         "failed", reason=failure.sentence or failure.exception, exit_code=failure.exit_code, attempt=attempt
     )
     return failed(recipe, run, failure, verbose)
+
+
+def seen_killed(run: RunDir, attempt: int, plan: Plan, agent: AgentResult) -> tuple[int, int, int] | None:
+    """(rank, exit code, pid) of the worker of this node that was first seen dead, where a signal ended it."""
+    if agent.death is None or agent.death[1] >= 0:
+        return None
+    pid, code = agent.death
+    here = [beat for beat in read_beats(run.attempt(attempt)) if beat.node == node_name(plan)]
+    return next(((beat.rank, code, pid) for beat in here if beat.pid == pid), None)
 
 
 def ended_in_silence(run: RunDir, attempt: int, rank: int) -> bool:

@@ -228,3 +228,35 @@ def test_following_a_file_yields_whole_lines_only(tmp_path: Path) -> None:
 def test_nobody_was_killed_in_other_text(tmp_path: Path, text: str) -> None:
     (tmp_path / "log").write_text(text)
     assert killed_rank(tmp_path / "log") is None
+
+
+PEERS = """
+    # A launcher that looks at its workers as seldom as DeepSpeed's: both are dead before it does.
+    import subprocess, sys, time
+    said = sys.argv[1] + "/pid"
+    wait = "while not os.path.exists(sys.argv[1]): time.sleep(0.01)"
+    code = {
+        "lost": f"import os, sys, time\\n{wait}\\ntime.sleep(0.5)\\nexit(1)",
+        "killed": "import os, sys\\nwith open(sys.argv[1], 'w') as said: said.write(str(os.getpid()))\\n"
+        "os.kill(os.getpid(), 9)",
+        "stopped": "import os\\nos.kill(os.getpid(), 15)",
+        "done": "",
+    }
+    workers = [subprocess.Popen([sys.executable, "-c", code[name], said]) for name in sys.argv[2:]]
+    time.sleep(3)
+    sys.exit(max(abs(worker.wait()) for worker in workers))
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "code"), [(["lost", "done", "killed"], -9), (["stopped", "done"], None), (["done"], None)]
+)
+def test_the_first_death_is_seen_before_the_launcher_looks(
+    tmp_path: Path, names: list[str], code: int | None
+) -> None:
+    (tmp_path / "launcher.py").write_text(textwrap.dedent(PEERS))
+    argv = [sys.executable, str(tmp_path / "launcher.py"), str(tmp_path), *names]
+    result = run_agent(
+        argv, dict(os.environ), tmp_path / "agent.log", tmp_path / "console.log", io.StringIO(), [], []
+    )
+    assert result.death == (None if code is None else (int((tmp_path / "pid").read_text()), code))
