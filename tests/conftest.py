@@ -1,14 +1,19 @@
 """What every test gets: quiet libraries, one thread, no network, and the path of the shared models and data."""
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 # Before any test imports torch or tokenizers, and inherited by every subprocess a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Rows that runs prepare: kept for this suite's runs alone, whose processes inherit the directory.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["RLHFCTL_CACHE"] = tempfile.mkdtemp(prefix="rlhfctl-tests-")
 
 # A suite that a shell started in the background ignores SIGINT, and so would every run whose Ctrl-C a test tries.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -22,6 +27,11 @@ settings.register_profile("rlhfctl", derandomize=True, deadline=None, database=N
 settings.load_profile("rlhfctl")
 
 REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_sessionfinish() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["RLHFCTL_CACHE"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

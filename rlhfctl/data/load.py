@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from rlhfctl.collector import resting
@@ -43,8 +44,18 @@ class SourceReport:
 
 @dataclass(slots=True)
 class Loaded:
+    """stamps: of the files as they were when they were read."""
+
     samples: list[Sample]
     reports: list[SourceReport]
+    stamps: list[tuple[int, int] | None] = field(default_factory=list)
+
+
+def stamps(sources: list[DataSource]) -> list[tuple[int, int] | None]:
+    """(time of the last change in ns, size) of each source's file, which other bytes would change; None: no file."""
+    files = (Path(source.path) for source in sources)
+    found = (file.stat() if file.is_file() else None for file in files)
+    return [None if each is None else (each.st_mtime_ns, each.st_size) for each in found]
 
 
 @resting()
@@ -58,6 +69,7 @@ def load_samples(sources: list[DataSource], max_bad_rows: int = 0, judged: bool 
     samples: list[Sample] = []
     reports: list[SourceReport] = []
     seen: dict[str, int] = {}
+    before = stamps(sources)
     for source in sources:
         report = _load_source(source, samples, seen, judged)
         reports.append(report)
@@ -66,7 +78,7 @@ def load_samples(sources: list[DataSource], max_bad_rows: int = 0, judged: bool 
         if not report.used:
             reasons = _first_reasons(report)
             raise Refused(f"{source.path}: none of its {report.rows} rows can be used; {reasons}")
-    return Loaded(samples, reports)
+    return Loaded(samples, reports, before)
 
 
 def _load_source(

@@ -62,7 +62,7 @@ def attention(
     runs: Sequence[Run],
     crossings: Sequence[Crossing] = (),
 ) -> Tensor:
-    """query [1, H, T, D], key and value [1, K, T, D] -> [1, H, T, D]. The runs hold every token once."""
+    """query [1, H, T, D], key and value [1, K, T, D] -> [1, H, T, D]. The runs hold every token, in order."""
     out: Tensor = _Attention.apply(query, key, value, scale, window, runs, crossings)
     return out
 
@@ -83,21 +83,22 @@ class _Attention(torch.autograd.Function):
         # What is mixed of two pieces is rounded once, after it.
         out = torch.empty_like(q, dtype=torch.float32 if crossings else q.dtype)
         normaliser = q.new_empty(q.shape[:2], dtype=torch.float32)
-        for run in runs:
+        for run, pieces in zip(runs, split(runs, q, k, v, out, normaliser), strict=True):
+            queries, keys, held, values, denominators = pieces
             mask = run_mask(run, window)
             wider = run if mask is not None else filled_up(run, q)
-            found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                *(documents(x, wider) for x in (q, k, v)),
-                is_causal=mask is None,
-                attn_mask=mask,
-                scale=scale,
+            if wider is not run:
+                queries, keys, held = (documents(x, wider) for x in (q, k, v))
+            found, sums = torch._scaled_dot_product_flash_attention_for_cpu(
+                queries, keys, held, 0.0, mask is None, attn_mask=mask, scale=scale
             )
-            length = run[2]  # a token sees nothing of what lies behind its document
-            documents(out, run).copy_(found[0][:, :, :length])
-            documents(normaliser, run).copy_(found[1][:, :, :length])
+            if wider is not run:  # a token sees nothing of what lies behind its document
+                found, sums = found[:, :, : run[2]], sums[:, :, : run[2]]
+            values.copy_(found)
+            denominators.copy_(sums)
         for crossing in crossings:
             mask = crossing_mask(crossing, window)
-            more, denominator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            more, denominator = torch._scaled_dot_product_flash_attention_for_cpu(
                 behind(q, crossing), prefix(k, crossing), prefix(v, crossing), attn_mask=mask, scale=scale
             )
             if mask is not None:  # a token that sees nothing of the prefix
@@ -117,24 +118,24 @@ class _Attention(torch.autograd.Function):
         q, k, v = inputs(query, key, value, torch.float32)
         given = [by_token(grad).float(), q, k, v, out.float(), normaliser]
         grads = [torch.empty_like(x) for x in (q, k, v)]
-        for run in runs:
+        for run, pieces in zip(runs, split(runs, *given, *grads), strict=True):
             mask = run_mask(run, window)
             found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *(documents(x, run) for x in given), 0.0, mask is None, attn_mask=mask, scale=scale
+                *pieces[:6], 0.0, mask is None, attn_mask=mask, scale=scale
             )
-            for whole, part in zip(grads, found, strict=True):
-                documents(whole, run).copy_(part)
+            for place, part in zip(pieces[6:], found, strict=True):
+                place.copy_(part)
         for crossing in crossings:
-            pieces = [prefix if x is k or x is v else behind for x in given]
+            sides = [prefix if x is k or x is v else behind for x in given]
             found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *(piece(x, crossing) for piece, x in zip(pieces, given, strict=True)),
+                *(side(x, crossing) for side, x in zip(sides, given, strict=True)),
                 0.0,
                 False,
                 attn_mask=crossing_mask(crossing, window),
                 scale=scale,
             )
-            for piece, whole, part in zip((behind, prefix, prefix), grads, found, strict=True):
-                piece(whole, crossing).add_(part)
+            for side, whole, part in zip((behind, prefix, prefix), grads, found, strict=True):
+                side(whole, crossing).add_(part)
         return (*(from_token(x, of) for x, of in zip(grads, (query, key, value), strict=True)), *[None] * 4)
 
 
@@ -169,6 +170,16 @@ def from_token(grad: Tensor, of: Tensor) -> Tensor:
     if grad.shape[1] > of.shape[1]:
         grad = grad.unflatten(1, (of.shape[1], -1)).sum(2)
     return grad.to(of.dtype)[None].transpose(1, 2)
+
+
+def split(runs: Sequence[Run], *tensors: Tensor) -> list[list[Tensor]]:
+    """Tensors [T, H, ...] -> for every run the `documents` of each, in one operation for what stands alone."""
+    sizes = [count * length for _, count, length in runs]
+    parts = zip(*(x.transpose(0, 1)[None].split(sizes, 2) for x in tensors), strict=True)
+    return [
+        list(part) if run[1] == 1 else [documents(x, run) for x in tensors]
+        for run, part in zip(runs, parts, strict=True)
+    ]
 
 
 def documents(x: Tensor, run: Run) -> Tensor:

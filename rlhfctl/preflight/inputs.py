@@ -137,31 +137,24 @@ class Inputs:
         """The rows of a split as the trainer will see them: conversations for sft, prompts to be answered."""
 
         def read() -> Encoded:
-            from rlhfctl.data.encode import encode_prompts, encode_sft
+            from rlhfctl.data.encode import encode_prompts
+            from rlhfctl.data.prepared import preparation
 
-            chosen, every = spread(self.samples(split).samples, QUICK_ROWS if self.quick else ROWS)
+            loaded = self.samples(split)
+            chosen, every = spread(loaded.samples, QUICK_ROWS if self.quick else ROWS)
             if self.answered(split):
                 prompts, report = encode_prompts(chosen, self.encoder, self.rollout.max_prompt_length)
                 return Encoded(prompts, report, every)
-            data = self.recipe.data
-            if self.recipe.task == "rm":
-                from rlhfctl.data.encode_judged import encode_judged, pipeline, wanted_of
-
-                judged, report = encode_judged(
-                    chosen,
-                    pipeline(self.recipe.template, self.encoder),
-                    data.max_length,
-                    wanted_of(self.recipe.algorithm),
-                )
-                return Encoded(judged, report, every)
-            if self.recipe.task == "oreo":
-                from rlhfctl.data.encode_offline import encode_offline
-
-                offline, report = encode_offline(
-                    chosen, self.encoder, data.max_length, data.train_on, self.recipe.algorithm
-                )
-                return Encoded(offline, report, every)
-            rows, report = encode_sft(chosen, self.encoder, data.max_length, data.train_on)
+            recipe = self.recipe
+            assert not isinstance(recipe, PpoRecipe)  # its prompts are answered
+            work = preparation(recipe, getattr(recipe.data, split), self.encoder)
+            same = work.judged == self.judged(split)
+            held = work.held() if same else None
+            if held is not None:
+                return Encoded(held.rows, held.report, 1)
+            rows, report = work.encode(chosen)
+            if same and every == 1:
+                work.keep(loaded, rows, report)  # where the trainer finds them
             return Encoded(rows, report, every)
 
         return self.once(f"the encoded rows of data.{split}", read)

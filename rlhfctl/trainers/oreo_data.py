@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from rlhfctl.data.encode_offline import (
     OfflineRow,
-    encode_offline,
     refuse_nothing_to_learn,
     step_report,
 )
-from rlhfctl.data.load import load_samples
+from rlhfctl.data.prepared import oreo_preparation
 from rlhfctl.errors import Refused, is_disk_full
 from rlhfctl.models.linear import shape_bucket
 from rlhfctl.models.load import backbone, config_of, head_weight, hidden_at_predictors, load_causal_lm
@@ -37,22 +36,13 @@ class OreoData:
 
 
 def load_trajectories(ctx: RunContext, recipe: OreoRecipe, encoder: ChatEncoder) -> OreoData:
-    loaded = load_samples(recipe.data.train, recipe.data.max_bad_rows, judged=True)
-    rows, report = encode_offline(
-        loaded.samples, encoder, recipe.data.max_length, recipe.data.train_on, recipe.algorithm
-    )
+    made = oreo_preparation(recipe, recipe.data.train, encoder).make()
+    rows, report = made.rows, made.report
     if not rows:
         raise Refused(f"no row of {recipe.data.train[0].path} can be used: {report.sentence()}")
     refuse_nothing_to_learn(rows, recipe.algorithm)
     ctx.say(step_report(rows) + ("" if not report.dropped else f"; {report.sentence()}"))
-    place = {row.id: index for index, row in enumerate(rows)}
-    order = BatchOrder(
-        loaded.reports,
-        [place.get(sample.id) for sample in loaded.samples],
-        recipe.seed,
-        recipe.train.batch_size,
-        recipe.data.shuffle,
-    )
+    order = BatchOrder(made.sources, made.places(), recipe.seed, recipe.train.batch_size, recipe.data.shuffle)
     return OreoData(
         rows=rows,
         ids=[row.ids for row in rows],

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhfctl.algorithms.reward_model import segment_sums
-from rlhfctl.data.encode_judged import JudgedRow, Reading, encode_judged, pipeline, wanted_of
-from rlhfctl.data.load import load_samples
+from rlhfctl.data.encode_judged import JudgedRow, Reading
+from rlhfctl.data.prepared import rm_preparation
 from rlhfctl.errors import Refused
 from rlhfctl.models.encoder_training import is_encoder, scores_of
 from rlhfctl.models.linear import shape_bucket
@@ -42,25 +42,12 @@ class PackScores:
 
 def load_rows(recipe: RmRecipe, sources: list[DataSource], encoder: ChatEncoder) -> RmData:
     """Encode the rows of `sources`; rows longer than data.max_length are left out (preflight reports how many)."""
-    loaded = load_samples(sources, recipe.data.max_bad_rows, judged=True)
-    encoded, report = encode_judged(
-        loaded.samples,
-        pipeline(recipe.template, encoder),
-        recipe.data.max_length,
-        wanted_of(recipe.algorithm),
-    )
-    if not encoded:
-        raise Refused(f"no row of {sources[0].path} can be used: {report.sentence()}")
-    place = {row.id: index for index, row in enumerate(encoded)}
-    order = BatchOrder(
-        loaded.reports,
-        [place.get(sample.id) for sample in loaded.samples],
-        recipe.seed,
-        recipe.train.batch_size,
-        recipe.data.shuffle,
-    )
-    lengths = [len(row.chosen.ids) + (len(row.rejected.ids) if row.rejected else 0) for row in encoded]
-    return RmData(encoded, lengths, order)
+    made = rm_preparation(recipe, sources, encoder).make()
+    if not made.rows:
+        raise Refused(f"no row of {sources[0].path} can be used: {made.report.sentence()}")
+    order = BatchOrder(made.sources, made.places(), recipe.seed, recipe.train.batch_size, recipe.data.shuffle)
+    lengths = [len(row.chosen.ids) + (len(row.rejected.ids) if row.rejected else 0) for row in made.rows]
+    return RmData(made.rows, lengths, order)
 
 
 def total_steps(recipe: RmRecipe, data: RmData) -> int:

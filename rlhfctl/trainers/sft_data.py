@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from rlhfctl.data.encode import encode_sft
-from rlhfctl.data.load import load_samples
+from rlhfctl.data.prepared import sft_preparation
 from rlhfctl.errors import Refused
 from rlhfctl.recipe.sections import Data, DataSource
 from rlhfctl.recipe.tasks import SftRecipe
@@ -25,17 +24,14 @@ def load_sft_rows(
     sources: list[DataSource], data: Data, encoder: ChatEncoder, seed: int, batch_size: int
 ) -> SftData:
     """Encode the rows of `sources`; rows longer than data.max_length are left out (preflight reports how many)."""
-    loaded = load_samples(sources, data.max_bad_rows)
-    encoded, _ = encode_sft(loaded.samples, encoder, data.max_length, data.train_on)
-    if not encoded:
+    made = sft_preparation(sources, data.max_bad_rows, encoder, data.max_length, data.train_on).make()
+    if not made.rows:
         raise Refused(f"no row of {sources[0].path} fits data.max_length ({data.max_length} tokens)")
-    place = {row.id: index for index, row in enumerate(encoded)}
-    rows = [place.get(sample.id) for sample in loaded.samples]
     return SftData(
-        ids=[row.ids for row in encoded],
-        trained=[[index for index, on in enumerate(row.mask) if on and index > 0] for row in encoded],
-        lengths=[len(row.ids) for row in encoded],
-        order=BatchOrder(loaded.reports, rows, seed, batch_size, data.shuffle),
+        ids=[row.ids for row in made.rows],
+        trained=[[index for index, on in enumerate(row.mask) if on and index > 0] for row in made.rows],
+        lengths=[len(row.ids) for row in made.rows],
+        order=BatchOrder(made.sources, made.places(), seed, batch_size, data.shuffle),
     )
 
 
