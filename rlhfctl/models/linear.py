@@ -4,9 +4,10 @@ torch sends float32 products to MKL, which works on 256 bits at a time on AMD pr
 512: with 1,024 rows and one thread MKL reached 108 and oneDNN 240 GFLOP/s. Zen 4 takes 512 bits in two halves: both
 reach 90 there, and oneDNN costs copies of transposed gradients, filled-up packs and memory. The few rows of a rollout,
 by matrices laid out once in oneDNN's own order (rollout/decode.py), are its own on both: 62 against 41 GFLOP/s at 32
-rows of Zen 4. bfloat16 goes to oneDNN everywhere. Same precision, another order of summation. The choice depends on the
-processor alone, never on a timing, so that a machine gives the same numbers every time. RLHFCTL_MATMUL=torch or onednn
-overrides it, for both.
+rows of Zen 4. On Intel's processors they are MKL's, by matrices laid out once in its order: 54 against 25 GFLOP/s at 8
+rows, 59 against 46 at 32, 89 against 74 at 128 of a Xeon with AMX. bfloat16 goes to oneDNN everywhere. Same precision,
+another order of summation. The choice depends on the processor alone, never on a timing, so that a machine gives the
+same numbers every time. RLHFCTL_MATMUL=torch, onednn or packed (torch, and MKL's order for the few rows) overrides it.
 """
 
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+CHOICES = ("auto", "torch", "onednn", "packed")
 WIDE = 26  # the first family of AMD processors whose float32 units are 512 bits wide
 
 
@@ -32,14 +34,28 @@ def amd_family() -> int | None:
     return int(found[1]) if found and "AuthenticAMD" in processor else None
 
 
+@lru_cache(maxsize=1)
+def made_by_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def chosen() -> str:
+    """RLHFCTL_MATMUL. Raises ValueError."""
+    choice = os.environ.get("RLHFCTL_MATMUL", "auto")
+    if choice not in CHOICES:
+        raise ValueError(f"RLHFCTL_MATMUL is {choice!r}: one of {', '.join(CHOICES)}")
+    return choice
+
+
 def onednn_wanted(family: int) -> bool:
     """Whether RLHFCTL_MATMUL asks for oneDNN; left alone, whether AMD made the processor, of that family or later.
 
     Raises ValueError.
     """
-    choice = os.environ.get("RLHFCTL_MATMUL", "auto")
-    if choice not in ("auto", "torch", "onednn"):
-        raise ValueError(f"RLHFCTL_MATMUL is {choice!r}: one of auto, torch, onednn")
+    choice = chosen()
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     if choice != "auto":
@@ -61,6 +77,13 @@ def onednn_decodes(dtype: torch.dtype, device: torch.device) -> bool:
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return onednn_wanted(0)
+
+
+def mkl_packs(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a rollout's few rows are multiplied by matrices in MKL's own order of memory."""
+    if device.type != "cpu" or dtype != torch.float32 or not hasattr(torch.ops.mkl, "_mkl_linear"):
+        return False
+    return chosen() == "packed" or (chosen() == "auto" and made_by_intel())
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from rlhfctl.models.attention import causal_attention
 from rlhfctl.models.direct_gradient import DirectEmbedding
-from rlhfctl.models.linear import OnednnLinear, onednn_decodes
+from rlhfctl.models.linear import OnednnLinear, mkl_packs, onednn_decodes
 from rlhfctl.models.load import backbone, config_of, head_weight
 from rlhfctl.models.merged import merged_linear
 from rlhfctl.rollout.prompt_once import Prompts, shareable
@@ -27,6 +27,8 @@ FAMILY = {
 }
 # Kinds of rope whose angles depend on the position alone, not on how long the sequence has become.
 ROPES = ("default", "linear", "llama3")
+PAYS = 16  # steps after which matrices laid out in MKL's order have paid: that takes as long as three steps
+FEWEST = 4  # rows for which it does
 ROWS = 8  # with oneDNN, batches shrink by so many rows at a time: it keeps code for every shape it has met
 
 
@@ -95,10 +97,14 @@ class Matrix:
     weight: Tensor
     bias: Tensor | None
     onednn: bool
+    packed: Tensor | None = None  # the matrix in MKL's order, for products of `rows` rows
+    rows: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.onednn:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        if self.packed is not None and len(x) == self.rows:
+            return torch.ops.mkl._mkl_linear(x, self.packed, self.weight, self.bias, self.rows)
         return functional.linear(x, self.weight, self.bias)
 
 
@@ -113,8 +119,8 @@ class Layer:
 
 
 class FusedWeights:
-    """A copy of the trunk's matrices, fused, adapters merged, and in oneDNN's own order of memory where oneDNN makes
-    the products. Made for one call of generate and freed after it: never older than the policy."""
+    """A copy of the trunk's matrices, fused, adapters merged, and in oneDNN's or MKL's own order of memory where these
+    make the products. Made for one call of generate and freed after it: never older than the policy."""
 
     def __init__(self, model: nn.Module) -> None:
         trunk: Any = backbone(model)
@@ -122,6 +128,8 @@ class FusedWeights:
         self.head = head_weight(model)
         self.dtype, self.device = self.head.dtype, self.head.device
         self.onednn = onednn_decodes(self.dtype, self.device)
+        self.packs = not self.onednn and mkl_packs(self.dtype, self.device)
+        self.packed_rows = 0
         self.embedding: Tensor = trunk.embed_tokens.weight
         self.final_norm: Tensor = trunk.norm.weight
         self.eps = torch.tensor(trunk.norm.variance_epsilon, device=self.device)
@@ -161,6 +169,18 @@ class FusedWeights:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
         return Matrix(weight, None if bias is None else bias.detach(), self.onednn)
 
+    def pack(self, rows: int) -> None:
+        """Lay the matrices out for products of so many rows, in MKL's order; 0: for none."""
+        if not self.packs or rows == self.packed_rows:
+            return
+        parts = (part for each in self.layers for part in (each.qkv, each.out, each.gate_up, each.down))
+        for matrix in (*parts, self.logits):
+            matrix.packed = None  # before the next one is made
+            if rows:
+                matrix.packed = torch.ops.mkl._mkl_reorder_linear_weight(matrix.weight, rows)
+            matrix.rows = rows
+        self.packed_rows = rows
+
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = torch.addcmul(self.eps, size, size, value=1 / x.shape[-1]).rsqrt_()
@@ -189,6 +209,7 @@ class StaticDecoder:
         self.filled = 0 if self.prompts else width
         shape = (layers, 2, self.rows, heads, self.filled + room, dim)
         self.cache = torch.empty(shape, dtype=self.exact, device=weights.device)
+        weights.pack(self.rows if room >= PAYS and self.rows >= FEWEST else 0)
         places = torch.arange(width + room, device=weights.device)
         cos, sin = weights.trunk.rotary_emb(weights.embedding, places[None])
         half = dim // 2
@@ -223,7 +244,7 @@ class StaticDecoder:
     def step(self, ids: Tensor, positions: Tensor) -> Tensor:
         """The rows' newest tokens [R'] and their positions -> logits [R', V]; R' <= R, in the order of the rows."""
         w, live = self.weights, len(ids)
-        rows = min(self.rows, -(-live // ROWS) * ROWS) if w.onednn else live
+        rows = self.computed(live)
         if rows > live:  # finished rows that go along
             ids, positions = (functional.pad(each, (0, rows - live)) for each in (ids, positions))
         cos, sin = self.cos[positions, None], self.sin[positions, None]  # (R, 1, D)
@@ -249,6 +270,15 @@ class StaticDecoder:
             x = x + layer.down(w.activation(gate) * up)
         self.filled = end
         return w.logits(w.norm(x, w.final_norm))[:live]
+
+    def computed(self, live: int) -> int:
+        """Rows of a step for so many that go on: finished ones go along where that is faster."""
+        w = self.weights
+        if w.onednn:
+            return min(self.rows, -(-live // ROWS) * ROWS)
+        if FEWEST <= live <= w.packed_rows // 2 and self.cache.shape[-2] - self.filled >= PAYS:
+            w.pack(live)
+        return max(live, w.packed_rows) if 4 * live > 3 * w.packed_rows else live
 
     def select(self, order: Tensor) -> None:
         """Row order[i] becomes row i; the rows past len(order) are no more."""

@@ -39,13 +39,14 @@ INFO = "processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t
 def test_the_library_is_the_processor_s(
     vendor: str, family: int, many_rows: bool, few_rows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """oneDNN for many rows where AMD's units are 512 bits wide, for a rollout's few rows on all of AMD's."""
+    """oneDNN for many rows where AMD's units are 512 bits wide, for a rollout's few rows on all of AMD's; MKL's order
+    for those on Intel's."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         pytest.skip("this torch has one library alone")
     monkeypatch.delenv("RLHFCTL_MATMUL", raising=False)
     monkeypatch.setattr(linear.Path, "read_text", lambda path: INFO.format(vendor=vendor, family=family))
     cpu = torch.device("cpu")
-    for cached in (linear.amd_family, linear.onednn_is_faster):
+    for cached in (linear.amd_family, linear.made_by_intel, linear.onednn_is_faster):
         cached.cache_clear()
     try:
         assert linear.onednn_is_faster() == many_rows
@@ -53,18 +54,22 @@ def test_the_library_is_the_processor_s(
         assert linear.shape_bucket(torch.bfloat16, cpu) == 128
         assert linear.shape_bucket(torch.bfloat16, torch.device("cuda")) == 1
         assert linear.onednn_decodes(torch.float32, cpu) == few_rows
-        for choice in ("torch", "onednn"):
+        assert linear.mkl_packs(torch.float32, cpu) == (vendor == "GenuineIntel")
+        assert not linear.mkl_packs(torch.bfloat16, cpu)
+        assert not linear.mkl_packs(torch.float32, torch.device("cuda"))
+        for choice in ("torch", "onednn", "packed"):
             monkeypatch.setenv("RLHFCTL_MATMUL", choice)
             linear.onednn_is_faster.cache_clear()
             assert (
                 linear.onednn_is_faster() == linear.onednn_decodes(torch.float32, cpu) == (choice == "onednn")
             )
+            assert linear.mkl_packs(torch.float32, cpu) == (choice == "packed")
         monkeypatch.setenv("RLHFCTL_MATMUL", "mkl")
         linear.onednn_is_faster.cache_clear()
         with pytest.raises(ValueError, match="RLHFCTL_MATMUL is 'mkl'"):
             linear.onednn_is_faster()
     finally:
-        for cached in (linear.amd_family, linear.onednn_is_faster):
+        for cached in (linear.amd_family, linear.made_by_intel, linear.onednn_is_faster):
             cached.cache_clear()
 
 

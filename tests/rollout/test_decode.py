@@ -13,7 +13,7 @@ from rlhfctl.models.linear import onednn_is_faster
 from rlhfctl.models.load import prepare
 from rlhfctl.models.lora import add_lora
 from rlhfctl.recipe.sections import Lora
-from rlhfctl.rollout import hf, prompt_once
+from rlhfctl.rollout import decode, hf, prompt_once
 from rlhfctl.rollout.decode import FusedWeights, StaticDecoder, uncovered
 from rlhfctl.rollout.types import Request, Sampling
 
@@ -59,9 +59,11 @@ def build(config, dtype=torch.float32, lora=False):
     return model
 
 
-@pytest.fixture(params=["torch", "onednn"])
+@pytest.fixture(params=["torch", "onednn", "packed"])
 def library(request, monkeypatch):
-    """Both ways to keep the matrices, on every processor."""
+    """All ways to keep the matrices, on every processor, for few steps and rows as well."""
+    monkeypatch.setattr(decode, "PAYS", 1)
+    monkeypatch.setattr(decode, "FEWEST", 2)
     monkeypatch.setenv("RLHFCTL_MATMUL", request.param)
     onednn_is_faster.cache_clear()
     yield request.param
@@ -103,10 +105,15 @@ def test_equal_to_the_module(library, name, lora, worth, monkeypatch):
     assert uncovered(model) is None
     weights = FusedWeights(model)
     assert weights.onednn == (library == "onednn")
+    rows: list[int] = []
+    pack = weights.pack
+    monkeypatch.setattr(weights, "pack", lambda count: (rows.append(count), pack(count)))
     ours = decoded(lambda *batch: StaticDecoder(weights, *batch), CONFIGS[name])
     module = decoded(lambda *batch: hf.ModuleDecoder(model, *batch), CONFIGS[name])
     torch.testing.assert_close(ours, module, atol=1e-5, rtol=0)
     assert module.std(-1).mean() > 0.2
+    assert rows == ([9, 3] if library == "packed" else [9])
+    assert weights.packed_rows == (3 if library == "packed" else 0)
 
 
 @torch.no_grad()
@@ -217,3 +224,33 @@ def test_rows_of_one_prompt_need_not_be_neighbours(owner, monkeypatch):
         logits.append(decoder.step(torch.arange(30, 34), lengths[owner[[0, 5, 2, 3]]] + 1))
         found.append(torch.cat(logits).log_softmax(-1))
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("live", "left", "computed", "packed"),
+    [
+        (32, 20, 32, 32),
+        (25, 20, 32, 32),
+        (24, 20, 24, 32),
+        (17, 20, 17, 32),
+        (16, 20, 16, 16),
+        (16, 15, 16, 32),
+        (4, 20, 4, 4),
+        (3, 20, 3, 32),
+    ],
+)
+@torch.no_grad()
+def test_rows_that_go_along_in_mkl_s_order(live, left, computed, packed, monkeypatch):
+    """Finished rows are computed down to three quarters of those that the matrices were laid out for; at half of them
+    these are laid out again, where steps and rows enough are left."""
+    monkeypatch.setenv("RLHFCTL_MATMUL", "packed")
+    weights = FusedWeights(build(CONFIGS["llama"]))
+    decoder = StaticDecoder(weights, torch.zeros(32, dtype=torch.long), torch.tensor([3]), 3, left)
+    decoder.filled = decoder.cache.shape[-2] - left
+    weights.pack(32)
+    assert decoder.computed(live) == computed
+    assert weights.packed_rows == packed
+    assert {(each.qkv.rows, each.qkv.packed is None) for each in weights.layers} == {(packed, False)}
+    weights.pack(0)
+    assert decoder.computed(live) == live
+    assert weights.logits.packed is None
