@@ -117,8 +117,10 @@ def train(
 ) -> int:
     """Load, choose the directory, check, and start; returns the exit code of the command."""
     from rlhfctl.cli.run_rules import leads, new_run
+    from rlhfctl.processor import matmul_choice
     from rlhfctl.recipe.load import load_recipe
 
+    matmul_choice()
     if resume:
         loaded, run, changed = resumed(task, source, overrides, run_dir)
     elif source is None:

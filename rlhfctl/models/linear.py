@@ -10,52 +10,23 @@ another order of summation. The choice depends on the processor alone, never on 
 same numbers every time. RLHFCTL_MATMUL=torch, onednn or packed (torch, and MKL's order for the few rows) overrides it.
 """
 
-import os
-import re
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-CHOICES = ("auto", "torch", "onednn", "packed")
+from rlhfctl.processor import amd_family, matmul_choice, packs_few_rows
+
 WIDE = 26  # the first family of AMD processors whose float32 units are 512 bits wide
-
-
-@lru_cache(maxsize=1)
-def amd_family() -> int | None:
-    """The processor's family where AMD made it: 25 is Zen 3 and 4, 26 Zen 5."""
-    try:
-        processor = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
-    found = re.search(r"^cpu family\s*:\s*(\d+)", processor, re.MULTILINE)
-    return int(found[1]) if found and "AuthenticAMD" in processor else None
-
-
-@lru_cache(maxsize=1)
-def made_by_intel() -> bool:
-    try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-
-
-def chosen() -> str:
-    """RLHFCTL_MATMUL. Raises ValueError."""
-    choice = os.environ.get("RLHFCTL_MATMUL", "auto")
-    if choice not in CHOICES:
-        raise ValueError(f"RLHFCTL_MATMUL is {choice!r}: one of {', '.join(CHOICES)}")
-    return choice
 
 
 def onednn_wanted(family: int) -> bool:
     """Whether RLHFCTL_MATMUL asks for oneDNN; left alone, whether AMD made the processor, of that family or later.
 
-    Raises ValueError.
+    Raises UsageError.
     """
-    choice = chosen()
+    choice = matmul_choice()
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     if choice != "auto":
@@ -83,7 +54,7 @@ def mkl_packs(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a rollout's few rows are multiplied by matrices in MKL's own order of memory."""
     if device.type != "cpu" or dtype != torch.float32 or not hasattr(torch.ops.mkl, "_mkl_linear"):
         return False
-    return chosen() == "packed" or (chosen() == "auto" and made_by_intel())
+    return packs_few_rows()
 
 
 @lru_cache(maxsize=1)

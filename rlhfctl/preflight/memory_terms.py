@@ -7,6 +7,7 @@ heads x head size, I inner size, V vocabulary. Bytes throughout.
 from dataclasses import dataclass
 
 from rlhfctl.preflight.decoder import Shape
+from rlhfctl.processor import packs_few_rows
 from rlhfctl.recipe.sections import Policy
 from rlhfctl.recipe.tasks import AnyRecipe, OreoRecipe, PpoRecipe, RmRecipe
 
@@ -234,7 +235,8 @@ def dense_matrix(policy: Policy, shape: Shape, width: int) -> Bytes:
 
 def rollout_bytes(recipe: PpoRecipe, shape: Shape, width: int, world: int, cpu: bool) -> int:
     """Keys and values of a batch of samples, one layer of them copied, and their logits while a token is drawn. For
-    `hf` the policy's matrices too: fused (rollout/decode.py; all but the embedding), or gathered at ZeRO-3."""
+    `hf` the policy's matrices too: fused (rollout/decode.py; all but the embedding), in float32 on Intel's processors
+    once more as MKL wants them, or gathered at ZeRO-3."""
     length = row_length(recipe)
     samples = max(1, recipe.train.batch_size // world)
     rows = max(recipe.rollout.n, min(samples, recipe.rollout.max_batch_tokens // length))
@@ -243,4 +245,6 @@ def rollout_bytes(recipe: PpoRecipe, shape: Shape, width: int, world: int, cpu: 
     if recipe.rollout.engine == "hf":
         gathered = recipe.deepspeed is not None and recipe.deepspeed.zero_stage == 3
         policy = shape.parameters if gathered or shape.tied else shape.parameters - shape.table
+        if cpu and width == 4 and not gathered and packs_few_rows():
+            policy *= 2
     return (shape.layers + 1) * cache + 4 * rows * shape.vocabulary * 4 + policy * width

@@ -80,6 +80,14 @@ def test_a_missing_data_file(chains: Path, tmp_path: Path) -> None:
     assert call(command(chains, "sft", run_dir)).returncode == 0
 
 
+def test_a_library_that_there_is_not(chains: Path, tmp_path: Path) -> None:
+    argv = command(chains, "sft", tmp_path / "run")
+    out = call(argv, env={**os.environ, "RLHFCTL_MATMUL": "mlk"})
+    refused(
+        out, 2, r"RLHFCTL_MATMUL is 'mlk': set it to one of auto, torch, onednn, packed", tmp_path / "run"
+    )
+
+
 def test_empty_data(chains: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     argv = command(chains, "sft", tmp_path / "run", data__train=f"[{{path: {tmp_path}/empty.jsonl}}]")

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from rlhfctl import processor
+from rlhfctl.errors import UsageError
 from rlhfctl.models import linear
 from rlhfctl.models.linear import OnednnLinear
 
@@ -44,9 +46,9 @@ def test_the_library_is_the_processor_s(
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         pytest.skip("this torch has one library alone")
     monkeypatch.delenv("RLHFCTL_MATMUL", raising=False)
-    monkeypatch.setattr(linear.Path, "read_text", lambda path: INFO.format(vendor=vendor, family=family))
+    monkeypatch.setattr(processor.Path, "read_text", lambda path: INFO.format(vendor=vendor, family=family))
     cpu = torch.device("cpu")
-    for cached in (linear.amd_family, linear.made_by_intel, linear.onednn_is_faster):
+    for cached in (processor.description, linear.onednn_is_faster):
         cached.cache_clear()
     try:
         assert linear.onednn_is_faster() == many_rows
@@ -66,10 +68,10 @@ def test_the_library_is_the_processor_s(
             assert linear.mkl_packs(torch.float32, cpu) == (choice == "packed")
         monkeypatch.setenv("RLHFCTL_MATMUL", "mkl")
         linear.onednn_is_faster.cache_clear()
-        with pytest.raises(ValueError, match="RLHFCTL_MATMUL is 'mkl'"):
+        with pytest.raises(UsageError, match="RLHFCTL_MATMUL is 'mkl'"):
             linear.onednn_is_faster()
     finally:
-        for cached in (linear.amd_family, linear.made_by_intel, linear.onednn_is_faster):
+        for cached in (processor.description, linear.onednn_is_faster):
             cached.cache_clear()
 
 

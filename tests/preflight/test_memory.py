@@ -267,8 +267,12 @@ def test_what_each_stage_of_zero_holds(stage: int) -> None:
     assert found.zero_buffers == (4000 if stage >= 2 else 0) + (4 * p if stage == 3 else 0)
 
 
-def test_rollouts_of_the_trainers_own_module_want_the_policys_matrices() -> None:
-    """Fused in oneDNN's order, all but the embedding; at ZeRO-3 the whole policy, gathered."""
+@pytest.mark.parametrize(("library", "copies"), [("torch", 1), ("onednn", 1), ("packed", 2)])
+def test_rollouts_of_the_trainers_own_module_want_the_policys_matrices(
+    library: str, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused, all but the embedding, and once more in MKL's order; at ZeRO-3 the whole policy, gathered."""
+    monkeypatch.setenv("RLHFCTL_MATMUL", library)
     cached = {}
     for engine in ("hf", "vllm"):
         for stage in (2, 3):
@@ -278,7 +282,7 @@ def test_rollouts_of_the_trainers_own_module_want_the_policys_matrices() -> None
             cached[engine, stage] = found.kv_cache
     shape = shape_of(config())
     assert shape is not None
-    assert cached["hf", 2] - cached["vllm", 2] == 4 * shape.trunk
+    assert cached["hf", 2] - cached["vllm", 2] == copies * 4 * shape.trunk
     assert cached["hf", 3] - cached["vllm", 3] == 4 * shape.parameters
     assert cached["vllm", 3] == cached["vllm", 2]
 
