@@ -149,7 +149,7 @@ def test_the_checks_and_the_run_name_the_same_file(data, chains, encoder):
     assert sft(data, ours).file() == sft(data, encoder).file()
 
 
-def test_the_run_reads_what_the_checks_before_it_made(data, chains, monkeypatch):
+def test_the_run_reads_what_the_checks_before_it_made(data, chains, kept, monkeypatch):
     from rlhfctl.models.tokenizer import load_encoder
     from rlhfctl.preflight import inputs
     from rlhfctl.trainers.sft_data import load_sft_rows
@@ -158,6 +158,7 @@ def test_the_run_reads_what_the_checks_before_it_made(data, chains, monkeypatch)
     monkeypatch.setattr(inputs, "ROWS", 100)
     one_in_four = inputs.Inputs(recipe, None, quick=False).encoded("train")
     assert (one_in_four.every, one_in_four.report.kept) == (4, 100)
+    assert not kept.exists() or not list(kept.iterdir())
     monkeypatch.undo()
     monkeypatch.setenv("RLHFCTL_CACHE", str(data / "cache"))
     monkeypatch.setattr(prepared, "LEAST", 1)
@@ -188,12 +189,12 @@ def test_a_file_that_is_not_whole_is_made_again(damage, data, encoder, kept, tmp
     made = sft(data, encoder).make()
     (file,) = kept.iterdir()
     whole = file.read_bytes()
-    changed = bytearray(whole)
-    changed[len(whole) // 2] ^= 1
+    changed = whole.replace(made.ids[0].encode(), made.ids[0][:-1].encode() + b"x")
+    assert changed != whole
     file.write_bytes(
         {
             "cut": whole[:-20],
-            "changed": bytes(changed),
+            "changed": changed,
             "empty": b"",
             "of another kind": sealed(pickle.dumps("rows")),
         }[damage]

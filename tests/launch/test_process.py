@@ -244,7 +244,9 @@ PEERS = """
     }
     workers = [subprocess.Popen([sys.executable, "-c", code[name], said]) for name in sys.argv[2:]]
     time.sleep(3)
-    sys.exit(max(abs(worker.wait()) for worker in workers))
+    code = max(abs(worker.wait()) for worker in workers)
+    time.sleep(0.3)  # what is told was seen before
+    sys.exit(code)
 """
 
 
