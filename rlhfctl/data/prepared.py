@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rlhfctl.recipe.tasks import OreoRecipe, RmRecipe, SftRecipe
 
 LEAST = 2_000  # samples; fewer are made in the time that it takes to find out whether they are kept
+SHORTEST = 20  # bytes of a row in a file, at least
 MOST = 1 << 30  # bytes of all files together
 CHUNK = 1_000  # rows that are written at once
 DIGEST = hashlib.sha256().digest_size
@@ -113,9 +114,12 @@ class Preparation(Generic[R]):
         directory = cache_directory()
         if directory is None or "strftime_now" in self.encoder.template:
             return None
+        found = stamps(self.sources)
+        if sum(size for _, size in filter(None, found)) < LEAST * SHORTEST:
+            return None
         encoder, hashes = self.encoder, []
-        for source in self.sources:
-            if not Path(source.path).is_file():
+        for source, stamp in zip(self.sources, found, strict=True):
+            if stamp is None:
                 return None
             with open(source.path, "rb") as data:
                 hashes.append(hashlib.file_digest(data, "sha256").hexdigest())
@@ -130,7 +134,7 @@ class Preparation(Generic[R]):
                 list(encoder.stop_ids),
                 encoder.pad_id,
             ],
-            hashlib.sha256(description(encoder.tokenizer).encode()).hexdigest(),
+            fingerprint(encoder.tokenizer),
             code(),
         ]
         text = json.dumps(parts, sort_keys=True, default=str)
@@ -206,16 +210,18 @@ def cache_directory() -> Path | None:
     return directory if found.st_uid == os.getuid() and not found.st_mode & 0o022 else None
 
 
-def description(tokenizer: Tokenizer) -> str:
-    """All of it as JSON, equal for the checks before a run and for the run, which reads it through transformers."""
-    return tokenizer.to_str().replace(f'"post_processor":{NO_ADDITION}', '"post_processor":null')
+@lru_cache(maxsize=2)
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Hash of all of it, equal for the checks before a run and for the run, which reads it through transformers."""
+    text = tokenizer.to_str().replace(f'"post_processor":{NO_ADDITION}', '"post_processor":null')
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
 def code() -> list[str]:
-    """The sources that make rows, and the versions of the libraries they call."""
+    """The sources that make rows, of recipes what their keys mean, and the versions of the libraries they call."""
     digest, package = hashlib.sha256(), Path(__file__).resolve().parent.parent
-    for folder in ("data", "templates"):
+    for folder in ("data", "recipe", "templates"):
         for file in sorted((package / folder).rglob("*.py")):
             digest.update(file.read_bytes())
     return [digest.hexdigest(), *versions()]
@@ -247,9 +253,8 @@ def read(file: Path) -> "Rows[Any] | None":
             held.seek(DIGEST)
             report, ids, sources, chunks = _Unpickler(held).load()
             rows = [row for _ in range(chunks) for row in _Unpickler(held).load()]
-        os.utime(file)  # what is read stays longest
-    except FileNotFoundError:
-        return None
+        with contextlib.suppress(OSError):
+            os.utime(file)  # what is read stays longest
     except (OSError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError):
         return None
     return Rows(rows, report, ids, sources)
