@@ -12,19 +12,19 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import pickle
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tokenizers import Tokenizer
 
 from rlhfctl.collector import resting
 from rlhfctl.data.encode import DropReport, SftRow, encode_sft
-from rlhfctl.data.encode_judged import JudgedRow, encode_judged, pipeline, wanted_of
+from rlhfctl.data.encode_judged import JudgedRow, Reading, encode_judged, pipeline, wanted_of
 from rlhfctl.data.encode_offline import OfflineRow, encode_offline
 from rlhfctl.data.load import Loaded, SourceReport, load_samples, stamps
 from rlhfctl.data.samples import Sample
@@ -45,17 +45,6 @@ NO_ADDITION = (
     '{"type":"TemplateProcessing","single":[{"Sequence":{"id":"A","type_id":0}}],"pair":[{"Sequence":{"id":"A",'
     '"type_id":0}},{"Sequence":{"id":"B","type_id":1}}],"special_tokens":{}}'
 )
-# All that a file may name: reading one runs no other code, whoever wrote it.
-CLASSES = {
-    ("rlhfctl.data.encode", "DropReport"),
-    ("rlhfctl.data.encode", "SftRow"),
-    ("rlhfctl.data.encode_judged", "JudgedRow"),
-    ("rlhfctl.data.encode_judged", "Reading"),
-    ("rlhfctl.data.encode_offline", "OfflineRow"),
-    ("rlhfctl.data.load", "SourceReport"),
-    ("collections", "Counter"),
-}
-
 R = TypeVar("R", SftRow, JudgedRow, OfflineRow)
 
 
@@ -235,11 +224,7 @@ def versions() -> Iterator[str]:
             yield ""
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in CLASSES:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of rows")
-        return super().find_class(module, name)
+# A file: the hash of all that follows; a line of JSON with all but the rows; lines with CHUNK rows each.
 
 
 @resting()
@@ -247,17 +232,36 @@ def read(file: Path) -> "Rows[Any] | None":
     """None where it is not there or is not whole: then it is made again."""
     try:
         with open(file, "rb") as held:
-            whole = held.read(DIGEST) == hashlib.file_digest(held, "sha256").digest()
-            if not whole:
+            if held.read(DIGEST) != hashlib.file_digest(held, "sha256").digest():
                 return None
             held.seek(DIGEST)
-            report, ids, sources, chunks = _Unpickler(held).load()
-            rows = [row for _ in range(chunks) for row in _Unpickler(held).load()]
-        with contextlib.suppress(OSError):
-            os.utime(file)  # what is read stays longest
-    except (OSError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError):
+            kind, (kept, dropped, examples), ids, sources = json.loads(held.readline())
+            row = READ[kind]
+            rows = [row(*fields) for line in held for fields in json.loads(line)]
+        found = Rows(
+            rows,
+            DropReport(kept, Counter(dropped), examples),
+            ids,
+            [source_report(*each) for each in sources],
+        )
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    return Rows(rows, report, ids, sources)
+    with contextlib.suppress(OSError):
+        os.utime(file)  # what is read stays longest
+    return found
+
+
+def judged_row(id: str, chosen: list[Any], rejected: list[Any] | None, *rest: Any) -> JudgedRow:
+    return JudgedRow(id, Reading(*chosen), None if rejected is None else Reading(*rejected), *rest)
+
+
+def source_report(
+    path: str, format: str, rows: int, start: int, stop: int, weight: float, bad: Any, same: Any
+) -> SourceReport:
+    return SourceReport(path, format, rows, start, stop, weight, [(row, reason) for row, reason in bad], same)
+
+
+READ: dict[str, Callable[..., Any]] = {"SftRow": SftRow, "JudgedRow": judged_row, "OfflineRow": OfflineRow}
 
 
 def write(file: Path, made: "Rows[Any]") -> None:
@@ -267,10 +271,10 @@ def write(file: Path, made: "Rows[Any]") -> None:
     try:
         with aside as held:
             held.write(bytes(DIGEST))
-            starts = range(0, len(made.rows), CHUNK)
-            dump((made.report, made.ids, made.sources, len(starts)), held)
-            for start in starts:
-                dump(made.rows[start : start + CHUNK], held)
+            kind = type(made.rows[0]).__name__ if made.rows else "SftRow"
+            held.write(line([kind, made.report, made.ids, made.sources]))
+            for start in range(0, len(made.rows), CHUNK):
+                held.write(line(made.rows[start : start + CHUNK]))
             held.seek(DIGEST)
             digest = hashlib.file_digest(held, "sha256").digest()
             held.seek(0)
@@ -281,8 +285,13 @@ def write(file: Path, made: "Rows[Any]") -> None:
         raise
 
 
-def dump(value: Any, into: IO[bytes]) -> None:
-    pickle.dump(value, into, protocol=5)
+def line(value: Any) -> bytes:
+    """JSON in which a dataclass is the list of its fields."""
+
+    def fields(record: Any) -> list[Any]:
+        return [getattr(record, name) for name in record.__dataclass_fields__]
+
+    return json.dumps(value, default=fields, separators=(",", ":")).encode() + b"\n"
 
 
 def make_room(directory: Path) -> None:
