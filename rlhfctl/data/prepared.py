@@ -1,4 +1,4 @@
-"""Rows as they are trained on, kept on disk: the next start, the other ranks and a resumed run read them in a second.
+"""Rows as they are trained on, kept on disk: the next start and a resumed one read them, 48,000 in about a second.
 
 A file is named by the hash of all that its rows follow from: the bytes of the data, the keys of the recipe that read
 them, chat template, tokenizer, and the code and libraries that made them. So it is never looked at whether a file is
