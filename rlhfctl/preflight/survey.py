@@ -22,6 +22,7 @@ from rlhfctl.install import install_line
 from rlhfctl.preflight.devices import available_memory, cores, driver_cuda, gpus
 from rlhfctl.preflight.machine import BF16_CAPABILITY, gib
 from rlhfctl.preflight.nodes import port_is_free
+from rlhfctl.processor import description
 
 Status = Literal["ok", "warn", "fail"]
 OLDEST_PYTHON = (3, 11)
@@ -240,11 +241,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    flags = next((line for line in lines if line.startswith("flags")), ":")
+    flags = next((line for line in description().splitlines() if line.startswith("flags")), ":")
     return set(flags.partition(":")[2].split())
 
 

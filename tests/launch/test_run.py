@@ -13,7 +13,11 @@ from typing import Any
 
 import pytest
 
-from rlhfctl.launch.run import leader_started
+from rlhfctl.failure import Failure, write_failure
+from rlhfctl.launch.hang import Hang
+from rlhfctl.launch.plan import Plan
+from rlhfctl.launch.process import AgentResult
+from rlhfctl.launch.run import leader_started, torchrun_result
 from rlhfctl.recipe.load import dump, load_recipe
 from rlhfctl.run_dir import RunDir, is_complete
 
@@ -232,3 +236,38 @@ def test_a_follower_waits_for_its_leader(tmp_path: Path, monkeypatch: pytest.Mon
     later.start()
     assert leader_started(directory, [])
     assert directory.read_status()["attempt"] == 2
+
+
+HANGS = Hang("rank 1 hangs in update of step 2", 0, frozenset({102}))
+
+
+@pytest.mark.parametrize(
+    ("death", "hang", "rank", "words"),
+    [
+        ((102, -9), None, 1, "the worker was killed by SIGKILL"),
+        ((102, -9), HANGS, 1, "rank 1 hangs in update"),
+        ((101, 1), None, 0, "RuntimeError: Connection closed by peer"),
+        ((103, -9), None, 0, "RuntimeError: Connection closed by peer"),  # no rank of ours
+        (None, None, 0, "RuntimeError: Connection closed by peer"),
+    ],
+)
+def test_whose_death_it_was_under_deepspeed_s_launcher(
+    tmp_path: Path, chains: Path, death: tuple[int, int] | None, hang: Hang | None, rank: int, words: str
+) -> None:
+    """Rank 0 told that it had lost its peer, and that launcher told rank 0's exit code."""
+    run = make_run(tmp_path / "run", chains)
+    attempt = run.attempt(1)
+    attempt.mkdir(parents=True)
+    beat = {"node": "", "step": 2, "phase": "update", "waiting": None, "count": 3}
+    for number, pid in enumerate((101, 102)):
+        (attempt / f"rank{number}.beat").write_text(json.dumps({"rank": number, "pid": pid, **beat}))
+    lost = "RuntimeError: Connection closed by peer"
+    write_failure(attempt, Failure(0, 2, lost, 1, str(attempt / "rank0.log"), 1.0))
+    (attempt / "torchrun.log").write_text("Process 101 exits with return code = 1\n")
+    plan = Plan("deepspeed", "cpu", 2, 1, 1, 0, 60.0, {})
+    result = torchrun_result(
+        load_recipe(str(run.recipe)).recipe, plan, run, 1, AgentResult(1, None, hang, death), False
+    )
+    assert (result.state, result.exit_code) == ("failed", 1)
+    assert result.report[0] == f"rank:      {rank} of 2"
+    assert words in result.report[1]
