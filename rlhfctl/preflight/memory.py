@@ -216,7 +216,8 @@ def passes(
     lora, checkpointing = recipe.policy.lora is not None, recipe.policy.gradient_checkpointing
     tokens, many = pack_tokens(recipe, world)
     keys = repeated_keys(recipe)
-    kept = kept_activations(shape, width, tokens, lora, checkpointing, cpu, keys, narrow(recipe))
+    apart = gathered(recipe)
+    kept = kept_activations(shape, width, tokens, lora, checkpointing, cpu, keys, narrow(recipe), apart)
     logits = head_logits(recipe, shape, tokens, cpu)
     head = logits + (nothing if lora else head_gradient(recipe, shape, width, tokens, many, cpu))
     kept += dense_matrix(recipe.policy, shape, width)
@@ -246,7 +247,8 @@ def passes(
     else:
         values = recipe.values_of()
         adapted = values is not None and values.lora is not None
-        own = kept_activations(shape, width, tokens, adapted, checkpointing, cpu, keys) + buffers
+        own = kept_activations(shape, width, tokens, adapted, checkpointing, cpu, keys, gathered=apart)
+        own += buffers
         if passes_once(recipe):  # the value model's packs come first
             moments += [earlier(critic) + own, pack + done(critic), last + done(critic)]
         else:
@@ -254,7 +256,7 @@ def passes(
     if prm is not None:  # rows one by one, the whole batch
         longest = row_length(recipe)
         tokens, many = full_pack(recipe, longest, longest * max(1, recipe.train.batch_size // world))
-        whole = kept_activations(shape, width, tokens, False, checkpointing, cpu)
+        whole = kept_activations(shape, width, tokens, False, checkpointing, cpu, gathered=apart)
         matrix = head_logits(recipe, shape, tokens, cpu) + head_gradient(
             recipe, shape, width, tokens, many, cpu
         )
@@ -274,8 +276,12 @@ def narrow(recipe: AnyRecipe) -> bool:
     """Whether the head reads few positions of a row, a reward model its last. Checkpointing and ZeRO-3 pass all."""
     if not isinstance(recipe, RmRecipe) or recipe.policy.gradient_checkpointing:
         return False
-    divided = recipe.deepspeed is not None and recipe.deepspeed.zero_stage == 3
-    return recipe.algorithm.score != "token_sum" and not divided
+    return recipe.algorithm.score != "token_sum" and not gathered(recipe)
+
+
+def gathered(recipe: AnyRecipe) -> bool:
+    """Whether a layer's matrices are there whole only while it computes (ZeRO-3)."""
+    return recipe.deepspeed is not None and recipe.deepspeed.zero_stage == 3
 
 
 def value_model(

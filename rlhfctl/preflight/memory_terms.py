@@ -89,10 +89,11 @@ def kept_activations(
     cpu: bool,
     keys: float = 1.0,
     narrow: bool = False,
+    gathered: bool = False,
 ) -> Bytes:
     """From the forward pass to the backward pass, with what one layer's backward adds. narrow: few rows of the last
-    layer are read, and its MLP computes them alone (models/last_layer.py)."""
-    layer = layer_activations(shape, width, tokens, lora, cpu, keys)
+    layer are read, and its MLP computes them alone (models/last_layer.py). gathered: as ZeRO-3 does, layer by layer."""
+    layer = layer_activations(shape, width, tokens, lora, cpu, keys, gathered)
     kept = tensors(tokens * shape.hidden * width) if checkpointing else layer
     layers = shape.layers - (1 if narrow else 0)
     every = Bytes(kept.total * layers, kept.large * layers)
@@ -104,11 +105,11 @@ def kept_activations(
 
 
 def layer_activations(
-    shape: Shape, width: int, tokens: int, lora: bool, cpu: bool, keys: float = 1.0
+    shape: Shape, width: int, tokens: int, lora: bool, cpu: bool, keys: float = 1.0, gathered: bool = False
 ) -> Bytes:
     """One layer: residuals and norms, attention, gated MLP (of it two tensors less on a CPU: models/gated.py; with LoRA
-    its last product's input is kept)."""
-    gated = (3 if lora else 2) if cpu else 4
+    or a matrix that is not there whole its last product's input is kept)."""
+    gated = (3 if lora or gathered else 2) if cpu else 4
     # In float32 on a CPU the output projection reads the very tensor that attention keeps.
     attended = tensors(tokens * shape.heads * width, 0 if cpu and width == 4 else 1)
     return (
