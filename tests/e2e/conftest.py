@@ -45,6 +45,13 @@ def metrics():
     return read_metrics
 
 
+def rows(limit, **files):
+    """data.train: so many rows of each of the quickstart's files; to prepare all of them takes longer than a run."""
+    data = ".quickstart/data"
+    parts = [f"{{path: {data}/{name}.jsonl, format: {kind}, limit: {limit}}}" for name, kind in files.items()]
+    return f"[{', '.join(parts)}]"
+
+
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
     """.quickstart/ with model, data and an sft run of 150 steps: enough to write answers that can be read."""
@@ -58,6 +65,8 @@ def workspace(tmp_path_factory):
         ".quickstart/sft",
         "-q",
         "train.steps=150",
+        "launch.threads=1",
+        f"data.train={rows(6400, sft='prompt_response')}",
         "train.eval_samples=50",
         cwd=directory,
     )
@@ -65,8 +74,11 @@ def workspace(tmp_path_factory):
 
 
 RECIPES = {
-    "sft": ("quickstart/sft", {"reward": "null", "rollout": "null"}),
-    "rm": ("quickstart/rm", {}),
+    "sft": (
+        "quickstart/sft",
+        {"reward": "null", "rollout": "null", "data.train": rows(3000, sft="prompt_response")},
+    ),
+    "rm": ("quickstart/rm", {"data.train": rows(2500, pairs="preference", steps="stepwise")}),
     "ppo": ("quickstart/ppo", {"train.batch_size": 32}),
 }
 

@@ -43,6 +43,7 @@ def service(tmp_path):
 
 
 SHORT = (
+    "launch.threads=1",
     "train.steps=4",
     "train.batch_size=32",
     "train.eval_every=0",
