@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlhfctl.errors import Refused
 from rlhfctl.models import pack_attention
 
 NAME = "rlhfctl"
+# Keywords by which transformers' models hand over terms of attention that are not computed here.
+NOT_COMPUTED = {"softcap": "logits that are capped softly (Gemma 2)", "s_aux": "sinks (gpt-oss)"}
 
 
 class Layout(Protocol):
@@ -125,8 +128,9 @@ def attention_forward(
     """transformers' attention interface: returns ([B, T, H, D], no weights)."""
     if layout is None:
         raise ValueError(f"attention {NAME!r} needs the `layout` keyword in the model's forward")
-    if kwargs.get("softcap") is not None:
-        raise ValueError("attention with logit soft-capping (Gemma 2) is not supported")
+    for term, what in NOT_COMPUTED.items():
+        if kwargs.get(term) is not None:
+            raise Refused(f"attention with {what} is not supported: use a model of another family")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     out = layout.attend(module.layer_idx, query, key, value, scale, kwargs.get("sliding_window"))  # type: ignore[arg-type]
     return out.transpose(1, 2).contiguous(), None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rlhfctl.errors import Refused
 from rlhfctl.models import attention
 from rlhfctl.models.adapter_base import checked_base, is_adapter
+from rlhfctl.models.architecture import built, prove
 from rlhfctl.models.direct_gradient import look_up_directly
 from rlhfctl.models.gated import write_out_units
 from rlhfctl.models.last_layer import reading
@@ -50,12 +51,14 @@ def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module
         torch.manual_seed(seed)
         config = AutoConfig.from_pretrained(policy.from_config, trust_remote_code=policy.trust_remote_code)
         # Drawn in float32 and rounded, so that both dtypes start from the same model.
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options).to(dtype)
+        with built(policy.from_config):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options).to(dtype)
     else:
         safe_weights(str(policy.path))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(policy.path), dtype=dtype, output_loading_info=True, use_safetensors=True, **options
-        )
+        with built(str(policy.path)):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(policy.path), dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+            )
         model, report = loaded
         refuse_incomplete(str(policy.path), report)
     if policy.quantization != "none":
@@ -116,7 +119,7 @@ def load_classifier(path: Path, dtype: torch.dtype, options: dict[str, Any]) -> 
     Keys of another shape are left out of it, for the value-head rule to replace."""
     from transformers import AutoModelForSequenceClassification
 
-    with own_words():
+    with own_words(), built(str(path)):
         return AutoModelForSequenceClassification.from_pretrained(
             str(path),
             num_labels=1,
@@ -189,6 +192,7 @@ def prepare(model: nn.Module, device: torch.device, gradient_checkpointing: bool
     write_out_units(model)
     write_out_rotation(model)
     model.eval()
+    prove(backbone(model))
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         model.train()
@@ -236,7 +240,7 @@ def load_trunk(
 
     attention.register()
     safe_weights(path)
-    with own_words():
+    with own_words(), built(path):
         loaded: Any = AutoModel.from_pretrained(
             path,
             dtype=dtype,

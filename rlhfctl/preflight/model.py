@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.preflight.architecture import check_architecture
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, locate, looks_like_hub_id
 from rlhfctl.preflight.weights import Checkpoint, Entry, read_floats
@@ -89,7 +90,7 @@ def offline() -> bool:
 
 
 def check_files(inputs: Inputs, key: str, path: str, weights: bool) -> list[Finding]:
-    """W004 no configuration, W005 no weights, W006 damaged weights."""
+    """W004 no configuration, W025 an architecture that packs would be wrong for, W005 no weights, W006 damaged ones."""
     directory = inputs.directory(path)
     if key == "policy.tokenizer":
         return []  # the template check reads it
@@ -99,8 +100,9 @@ def check_files(inputs: Inputs, key: str, path: str, weights: bool) -> list[Find
                 "W004", f"{key}: {path} has no config.json", f"looked in {directory}", f"set {key} to a model"
             )
         ]
-    if not weights:
-        return []
+    unlike = check_architecture(key, path, inputs.config(path))
+    if unlike or not weights:
+        return unlike
     checkpoint = inputs.checkpoint(path)
     if checkpoint.problems:
         return [

@@ -146,8 +146,8 @@ def test_a_large_head_goes_in_tiles_and_its_gradient_is_made_once() -> None:
 
 
 def test_a_last_layer_that_is_read_at_the_end_of_rows_keeps_its_attention_alone() -> None:
-    """3 layers of 4 H + 2 A + 2 K + 2 I, with ZeRO-3 3 I; a reward model's last one 2 H + 2 A + 2 K, not run again or in
-    parts."""
+    """3 layers of 4 H + 2 A + 2 K + 2 I, with ZeRO-3 3 I; a reward model's last one 2 H + 2 A + 2 K, not run again or
+    in parts."""
     rest = 4 * (4 * 64 + 3 * 176 + 2 * 64)
     layer, last = 4 * (4 * 64 + 2 * 64 + 2 * 32 + 2 * 176), 4 * (2 * 64 + 2 * 64 + 2 * 32)
     for expected, sections in (

@@ -1,0 +1,231 @@
+"""Which families packs of rows are right for: each one against transformers' own attention, a row at a time."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from rlhfctl.errors import Refused
+from rlhfctl.models import architecture
+from rlhfctl.models.load import backbone, load_causal_lm, load_trunk
+from rlhfctl.preflight.architecture import UNSUPPORTED, unsupported
+from rlhfctl.recipe.sections import Policy
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EVEN = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+NARROW = SIZES | {"head_dim": 8}
+WINDOW = NARROW | {"sliding_window": 8}
+GPT = {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+OLD = {"vocab_size": 100, "hidden_size": 32, "pad_token_id": 0}
+EXPERTS = {"moe_intermediate_size": 32, "num_experts_per_tok": 2}
+MAMBA = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16}
+
+RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
+    "bitnet": ("BitNet", SIZES),
+    "cohere": ("Cohere", SIZES),
+    "cohere2": ("Cohere2", SIZES | {"sliding_window": 8}),
+    "diffllama": ("DiffLlama", SIZES),
+    "doge": ("Doge", SIZES),
+    "exaone4": ("Exaone4", SIZES | {"sliding_window": 8}),
+    "gemma": ("Gemma", NARROW),
+    "gemma3_text": ("Gemma3Text", WINDOW | {"layer_types": ["sliding_attention", "full_attention"]}),
+    "glm": ("Glm", NARROW),
+    "glm4": ("Glm4", NARROW),
+    "gpt2": ("GPT2", GPT),
+    "gpt_bigcode": ("GPTBigCode", GPT),
+    "gpt_neox": ("GPTNeoX", EVEN),
+    "granite": ("Granite", SIZES),
+    "llama": ("Llama", SIZES),
+    "mistral": ("Mistral", SIZES | {"sliding_window": 8}),
+    "mixtral": ("Mixtral", SIZES | {"num_local_experts": 4}),
+    "olmo2": ("Olmo2", SIZES),
+    "olmo3": ("Olmo3", SIZES | {"sliding_window": 8}),
+    "opt": (
+        "OPT",
+        OLD | {"ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32},
+    ),
+    "persimmon": ("Persimmon", EVEN),
+    "phi": ("Phi", SIZES),
+    "phi3": ("Phi3", SIZES),
+    "qwen2": ("Qwen2", SIZES | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}),
+    "qwen2_moe": ("Qwen2Moe", SIZES | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 32}),
+    "qwen3": ("Qwen3", NARROW),
+    "qwen3_moe": ("Qwen3Moe", NARROW | EXPERTS | {"num_experts": 4}),
+    "smollm3": ("SmolLM3", SIZES),
+    "starcoder2": ("Starcoder2", SIZES | {"sliding_window": 8}),
+}
+LINEAR = {f"linear_{side}": size for side, size in (("num_key_heads", 2), ("num_value_heads", 2))}
+LINEAR |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+HALF = {"layer_types": ["linear_attention", "full_attention"]}
+WRONG: dict[str, tuple[str, dict[str, Any]]] = {
+    "bamba": ("Bamba", SIZES | {"mamba_n_heads": 8, "mamba_d_head": 8, "attn_layer_indices": [1]}),
+    "bloom": ("Bloom", OLD | {"n_layer": 2, "n_head": 4}),
+    "codegen": ("CodeGen", GPT | {"rotary_dim": 8}),
+    "falcon": ("Falcon", OLD | {"num_hidden_layers": 2, "num_attention_heads": 4}),
+    "falcon_h1": ("FalconH1", SIZES | MAMBA | {"mamba_d_ssm": 32, "mamba_d_head": 8}),
+    "falcon_mamba": ("FalconMamba", OLD | {"num_hidden_layers": 2, "state_size": 8}),
+    "gemma2": ("Gemma2", WINDOW),
+    "gpt_neo": (
+        "GPTNeo",
+        OLD | {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    ),
+    "gpt_oss": ("GptOss", WINDOW | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gptj": ("GPTJ", GPT | {"rotary_dim": 8}),
+    "granitemoehybrid": (
+        "GraniteMoeHybrid",
+        SIZES
+        | MAMBA
+        | {"layer_types": ["mamba", "attention"], "num_local_experts": 0, "shared_intermediate_size": 64},
+    ),
+    "jamba": (
+        "Jamba",
+        SIZES
+        | {
+            "num_experts": 1,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "mamba_d_state": 8,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "lfm2": ("Lfm2", SIZES | {"layer_types": ["conv", "full_attention"]}),
+    "mamba": ("Mamba", OLD | {"num_hidden_layers": 2, "state_size": 8}),
+    "mamba2": ("Mamba2", OLD | {"num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8}),
+    "minimax": ("MiniMax", NARROW | {"num_local_experts": 2}),
+    "mpt": ("Mpt", {"vocab_size": 100, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}),
+    "qwen3_5_text": ("Qwen3_5Text", NARROW | LINEAR | HALF),
+    "recurrent_gemma": (
+        "RecurrentGemma",
+        EVEN | {"num_hidden_layers": 3, "attention_window_size": 8, "lru_width": 32},
+    ),
+    "rwkv": ("Rwkv", OLD | {"num_hidden_layers": 2, "context_length": 64}),
+    "stablelm": ("StableLm", SIZES),
+    "xglm": (
+        "XGLM",
+        {"vocab_size": 100, "d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4},
+    ),
+}
+
+
+def saved(family: str, keys: dict[str, Any], directory: Any) -> Any:
+    """A checkpoint of random weights, large enough for every term to count; its configuration."""
+    config = getattr(transformers, f"{family}Config")(**keys)
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            nn.init.normal_(weight, std=0.15)
+    model.save_pretrained(directory)
+    return config
+
+
+@pytest.mark.parametrize("kind", sorted(RIGHT))
+def test_a_family_that_packs_are_right_for(kind, tmp_path, monkeypatch):
+    config = saved(*RIGHT[kind], tmp_path)
+    assert config.model_type == kind
+    assert unsupported(config.to_dict()) is None
+    monkeypatch.setattr(architecture, "TRIED", frozenset())
+    monkeypatch.setattr(architecture, "TOLERANCES", {torch.float32: 1e-5})
+    monkeypatch.setattr(architecture, "SAME", {torch.float32: 1e-6})
+    load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+
+
+def test_every_family_that_is_not_proven_again_is_here():
+    assert set(RIGHT) == architecture.TRIED
+
+
+@pytest.mark.parametrize("kind", sorted(WRONG))
+def test_a_family_that_packs_are_wrong_for_is_refused(kind, tmp_path):
+    """By its configuration, and by the model itself for what no list knows."""
+    config = saved(*WRONG[kind], tmp_path)
+    assert config.model_type == kind
+    assert unsupported(json.loads((tmp_path / "config.json").read_text())) is not None
+    with pytest.raises(Refused, match=r"not supported|another family"):
+        load_causal_lm(Policy(path=str(tmp_path), dtype="float32"), torch.device("cpu"), 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("lfm2", "1 of its 2 layers attend by the layout"),
+        ("falcon_h1", "computed from the row before it"),
+        ("gpt_oss", "with sinks"),
+        ("gemma2", "capped softly"),
+        ("falcon", "code of their own"),
+        ("bloom", "0 of its 2 layers"),
+    ],
+)
+def test_the_reason_is_told(kind, reason, tmp_path):
+    saved(*WRONG[kind], tmp_path)
+    with pytest.raises(Refused, match=reason):
+        load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+
+
+def test_a_wrong_scale_is_seen(tmp_path, monkeypatch):
+    """A family that no list knows, whose attention is handed over with another meaning."""
+    saved(*RIGHT["llama"], tmp_path)
+    monkeypatch.setattr(architecture, "TRIED", frozenset())
+    kept = architecture.PackedLayout.attend
+    monkeypatch.setattr(
+        architecture.PackedLayout,
+        "attend",
+        lambda self, layer, query, key, value, scale, window: kept(
+            self, layer, query, key, value, scale / 2, window
+        ),
+    )
+    with pytest.raises(Refused, match="hidden states differ by"):
+        load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+
+
+def test_the_proof_leaves_the_model_as_it_was(tmp_path, monkeypatch):
+    saved(*RIGHT["qwen2"], tmp_path)
+    known = load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(architecture, "TRIED", frozenset())
+    proven = load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+    assert proven.config._attn_implementation == architecture.NAME
+    rows = [torch.arange(5, 15), torch.arange(30, 50)]
+    for one, other in zip(
+        architecture.packed(known, rows)[0], architecture.packed(proven, rows)[0], strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_bfloat16_is_proven_as_well(tmp_path, monkeypatch):
+    saved(*RIGHT["llama"], tmp_path)
+    monkeypatch.setattr(architecture, "TRIED", frozenset())
+    assert backbone(load_trunk(str(tmp_path), torch.bfloat16, torch.device("cpu"))).dtype == torch.bfloat16
+    saved(*WRONG["falcon_h1"], tmp_path / "state")
+    with pytest.raises(Refused, match="not supported"):
+        load_trunk(str(tmp_path / "state"), torch.bfloat16, torch.device("cpu"))
+
+
+def test_layers_of_a_kind_that_no_list_knows():
+    assert unsupported({"model_type": "new", "layer_types": ["full_attention", "sliding_attention"]}) is None
+    assert unsupported({"model_type": "new", "layer_types": ["full_attention", "wavelet"]}) is not None
+    nested = {"model_type": "both", "text_config": {"model_type": "qwen3_5_text"}}
+    assert unsupported(nested) == ("qwen3_5_text", UNSUPPORTED["qwen3_5_text"])
+
+
+def test_the_page_lists_what_was_tried(repo):
+    page = (repo / "docs/preflight.md").read_text()
+    listed = page[page.index("Tried against") : page.index("and encoders as reward models")]
+    assert set(
+        listed[listed.index(":") + 1 : listed.index("(`model_type`")]
+        .replace("\n", " ")
+        .replace(" ", "")
+        .split(",")
+    ) == set(architecture.TRIED)
