@@ -8,7 +8,8 @@ checkpoint, shows it here, on its own weights, before anything is read from it:
 
 1. every layer asks the layout;
 2. the rows behind a first row are the same behind another first row;
-3. every row of the pack has the hidden states that transformers' own attention ("eager") gives for it alone.
+3. every row of the pack has the hidden states that transformers' own attention ("eager") gives for it alone;
+4. the logits of a language model are these states times one matrix.
 """
 
 from collections.abc import Iterator
@@ -35,6 +36,12 @@ LONGEST = 512  # a window up to this size is proven by a row that is longer
 # by how many tokens meet in one.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 SAME = {torch.float32: 1e-4, torch.bfloat16: 0.02}
+
+SCALES = (
+    "logit_scale",
+    "logits_scaling",
+    "final_logit_softcapping",
+)  # of configurations: what becomes of x W^T
 
 
 @dataclass(slots=True)
@@ -96,6 +103,24 @@ def prove(trunk: nn.Module) -> None:
         raise unlike(
             config,
             f"its attention is not computed as it should be (hidden states differ by {difference:.2g})",
+        )
+
+
+def prove_logits(model: nn.Module, trunk: nn.Module, head: Tensor) -> None:
+    """Raises Refused for a language model [V] whose logits are not its last hidden states times the matrix head [V, H]:
+    the losses and the sampler compute them so."""
+    config: Any = trunk.config
+    text = config.get_text_config()
+    if tried(trunk) and all(getattr(text, scale, None) in (None, 1) for scale in SCALES):
+        return
+    row = torch.arange(min(ROWS[0], text.vocab_size), device=head.device)[None]
+    with torch.no_grad(), own_attention(trunk):
+        hidden = trunk(input_ids=row, use_cache=False).last_hidden_state[0]
+        logits = model(input_ids=row, use_cache=False).logits[0].float()
+        ours = (hidden.to(head.dtype) @ head.t()).float()
+    if not apart([ours], [logits]) <= TOLERANCES.get(head.dtype, 0.1):
+        raise unlike(
+            config, "its logits are scaled or capped behind the last matrix, which is not computed here"
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlhfctl.errors import Refused
 from rlhfctl.models import attention
 from rlhfctl.models.adapter_base import checked_base, is_adapter
-from rlhfctl.models.architecture import built, prove
+from rlhfctl.models.architecture import built, prove, prove_logits
 from rlhfctl.models.direct_gradient import look_up_directly
 from rlhfctl.models.gated import write_out_units
 from rlhfctl.models.last_layer import reading
@@ -64,7 +64,9 @@ def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module
     if policy.quantization != "none":
         quantize(backbone(model), policy.quantization, policy.quantization_block, device)
         leave_file(model)
-    return prepare(model, device, policy.gradient_checkpointing)
+    model = prepare(model, device, policy.gradient_checkpointing)
+    prove_logits(model, backbone(model), head_weight(model))
+    return model
 
 
 def leave_file(model: nn.Module) -> None:

@@ -34,6 +34,8 @@ UNSUPPORTED = {
     "gemma2": TERMS.format("logits that are capped softly"),
     "gpt_oss": TERMS.format("sinks"),
 }
+SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+DEFAULT_SCALES = {("cohere", "logit_scale"): 0.0625, ("cohere2", "logit_scale"): 0.0625}
 APART = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -50,8 +52,24 @@ def unsupported(config: dict[str, Any]) -> tuple[str, str] | None:
     return (kind, f"it has layers of {', '.join(others)}: {STATE}") if others else None
 
 
-def check_architecture(key: str, path: str, config: dict[str, Any]) -> list[Finding]:
-    found = unsupported(config)
+def scaled(config: dict[str, Any]) -> tuple[str, str] | None:
+    """The same for a language model: what its configuration makes of the logits."""
+    text = config.get("text_config")
+    part = text if isinstance(text, dict) else config
+    kind = str(part.get("model_type") or config.get("model_type"))
+    given = {key: part.get(key, DEFAULT_SCALES.get((kind, key))) for key in SCALES}
+    named = [f"{key} {value}" for key, value in given.items() if value not in (None, 1)]
+    if not named:
+        return None
+    return (
+        kind,
+        f"its logits are scaled or capped behind the last matrix ({', '.join(named)}), which is not computed here",
+    )
+
+
+def check_architecture(key: str, path: str, config: dict[str, Any], head: bool) -> list[Finding]:
+    """head: whether its logits are used, a language model's."""
+    found = unsupported(config) or (scaled(config) if head else None)
     if found is None:
         return []
     kind, reason = found

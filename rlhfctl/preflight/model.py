@@ -13,6 +13,8 @@ from rlhfctl.preflight.inputs import Inputs, locate, looks_like_hub_id
 from rlhfctl.preflight.weights import Checkpoint, Entry, read_floats
 from rlhfctl.recipe.tasks import OreoRecipe, PpoRecipe
 
+LANGUAGE_MODELS = ("policy.path", "policy.from_config", "reference", "implicit_prm.path")
+
 
 def check(inputs: Inputs) -> Iterator[Finding]:
     for key, path, weights in named_models(inputs):
@@ -100,7 +102,9 @@ def check_files(inputs: Inputs, key: str, path: str, weights: bool) -> list[Find
                 "W004", f"{key}: {path} has no config.json", f"looked in {directory}", f"set {key} to a model"
             )
         ]
-    unlike = check_architecture(key, path, inputs.config(path))
+    unlike = check_architecture(
+        key, path, inputs.config(path), key in LANGUAGE_MODELS and inputs.recipe.task != "rm"
+    )
     if unlike or not weights:
         return unlike
     checkpoint = inputs.checkpoint(path)

@@ -11,7 +11,7 @@ from torch import nn
 from rlhfctl.errors import Refused
 from rlhfctl.models import architecture
 from rlhfctl.models.load import backbone, load_causal_lm, load_trunk
-from rlhfctl.preflight.architecture import UNSUPPORTED, unsupported
+from rlhfctl.preflight.architecture import UNSUPPORTED, check_architecture, scaled, unsupported
 from rlhfctl.recipe.sections import Policy
 
 SIZES: dict[str, Any] = {
@@ -142,6 +142,39 @@ def test_a_family_that_packs_are_right_for(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(architecture, "TOLERANCES", {torch.float32: 1e-5})
     monkeypatch.setattr(architecture, "SAME", {torch.float32: 1e-6})
     load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+
+
+SCALED: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere": ("Cohere", SIZES),  # 0.0625 by default
+    "cohere2": ("Cohere2", SIZES | {"logit_scale": 0.5}),
+    "gemma3_text": ("Gemma3Text", NARROW | {"final_logit_softcapping": 3.0}),
+    "granite": ("Granite", SIZES | {"logits_scaling": 8.0}),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(SCALED))
+def test_logits_that_are_scaled_or_capped_are_refused_of_a_language_model(kind, tmp_path, monkeypatch):
+    """A loss over x W^T would be that of another model. A reward model reads no logits."""
+    config = saved(*SCALED[kind], tmp_path)
+    assert check_architecture("policy.path", "x", config.to_dict(), head=True)[0].id == "W025"
+    assert check_architecture("reward.sources", "x", config.to_dict(), head=False) == []
+    load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+    with pytest.raises(Refused, match="logits are scaled or capped"):
+        load_causal_lm(Policy(path=str(tmp_path), dtype="float32"), torch.device("cpu"), 0)
+
+
+@pytest.mark.parametrize("kind", sorted(SCALED))
+def test_logits_with_a_scale_of_one_are_not(kind, tmp_path):
+    plain = {"logit_scale": 1.0, "final_logit_softcapping": None, "logits_scaling": 1.0}
+    family, keys = SCALED[kind]
+    config = saved(
+        family,
+        keys | {key: value for key, value in plain.items() if key in keys or kind == "cohere"},
+        tmp_path,
+    )
+    assert scaled(json.loads((tmp_path / "config.json").read_text())) is None
+    assert config.model_type == kind
+    load_causal_lm(Policy(path=str(tmp_path), dtype="float32"), torch.device("cpu"), 0)
 
 
 def test_every_family_that_is_not_proven_again_is_here():
