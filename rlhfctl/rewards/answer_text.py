@@ -6,11 +6,14 @@ start of a line. Without a mark the last line is read: the whole of it where it 
 
 import re
 from fractions import Fraction
+from unicodedata import normalize
+
+from rlhfctl.rewards.number_words import SCALE, denied, denied_beside, factor, signed
 
 LONGEST = 300  # characters of an answer; what is longer is no final answer
 MARKS_TRIED = 20  # from the end; a response of nothing but marks must not cost more than another
 
-NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+"
+NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,2}(?!\d))?|[-+]?\.\d+"
 MARKS = re.compile(
     r"\\boxed[ \t]*(?={)|####|(?:^|\n)[ \t]*(?:A|Answer|Final answer)[ \t]*:"
     r"|\banswer[ \t]+is\b[ \t]*:?|\banswer[ \t]*:",
@@ -19,19 +22,29 @@ MARKS = re.compile(
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's <<48/2=24>>
 
 # One number with words, a variable or a currency before it and a unit after it: "$1,234.50", "x = 3", "26 apples",
-# "9 (apples)", "12%", "5 km/h". A unit needs two letters or a space-free known short form: "3x" is no number.
+# "9 (apples)", "12%", "1/2 cup", "5 km/h". A unit needs two letters or a space-free known short form: "3x" is none.
+CURRENCY = "[$£€¥₹]"
 SHORT_UNITS = r"(?:km|cm|mm|kg|mg|ml|mi|ft|in|lb|lbs|oz|hr|hrs|am|pm|st|nd|rd|th|m|g|h|s|l)"
 VALUE = re.compile(
-    rf"""(?:[A-Za-z]\s*=|(?:[A-Za-z]{{2,}}\s)*(?:=|:)?)\s*
-    (?P<minus>-\s*(?=[$£€]))?[$£€]?\s*
-    (?P<number>{NUMBER})
-    (?:\s*%|\s*{SHORT_UNITS}\b[A-Za-z/. ]*|\s+[A-Za-z]{{2,}}[A-Za-z%'/ .,-]*|\s*\([^\d()]*\))?""",
+    rf"""(?P<before>[A-Za-z]\s*=|(?:[A-Za-z]{{2,}}\s)*(?:=|:)?)\s*
+    (?P<minus>-(?=\s*{CURRENCY}|\s+[\d.]))?\s*{CURRENCY}?\s*
+    (?:(?:(?P<whole>[-+]?\d+)\s+)?(?P<top>[-+]?\d+)\s*/\s*(?P<bottom>\d+)|(?P<number>{NUMBER}))
+    (?P<unit>\s*%|\s*{CURRENCY}|\s*[°º]\s?[CF]?|\s*{SHORT_UNITS}(?:\s?\^\s?{{?[23]}}?|[²³]|\b[A-Za-z/. ]*)
+      |\s+[A-Za-z]{{2,}}[A-Za-z%'/ .,-]*|\s*\([^\d()]*\))?""",
     re.VERBOSE,
 )
-FRACTION = re.compile(r"(?:(?P<whole>[-+]?\d+)\s+)?(?P<top>[-+]?\d+)\s*/\s*(?P<bottom>\d+)")
+LAST = re.compile(rf"(?:{NUMBER})(?:\s*/\s*\d+)?(?:\s*%|\s*{SCALE})?", re.I)
+WHOLE = re.compile(r"\$[^$]+\$\.?|\S*\\[dt]?frac\S*")  # a line that is one formula
+VULGAR = re.compile("[¼-¾⅐-⅞]")  # ½ and the like, which are one character
+EMPHASIS = ' \t*`"“”'
 
-CHOICE = re.compile(r"(?:(?:option|choice)\s+)?\(?([A-Za-z])(?:\s*\)(?:\s.*)?|[.:](?:\s.*)?)?", re.I | re.S)
+CHOICE = re.compile(
+    r"(?:(?:option|choice)\s+)?\(?([A-Za-z])(?:\s*\)(?P<rest>\s.*)?|[.:](?:\s.*)?)?", re.I | re.S
+)
 WORDS = ("yes", "no", "true", "false")
+OR = r"\s*(?:\b(?:or|and|OR|AND)\b|/|&)\s*"  # two answers at once are none
+SECOND_CHOICE = re.compile(OR + r"(?:(?:option|choice)\s+)?(?:\(?[A-Z]\b|\(?[a-z](?:\)|$))")
+SECOND_WORD = re.compile(OR + rf"(?:{'|'.join(WORDS)})\b", re.I)
 
 LATEX_NOISE = re.compile(r"\\[,;!: ]|\\(?:left|right|displaystyle|mathrm|mathbf)\b|\\\(|\\\)|\\\[|\\\]|~")
 LATEX_TEXT = re.compile(r"\\(?:text|mbox|textbf)\s*{([^{}]*)}")
@@ -62,54 +75,68 @@ def _sentence(text: str) -> str:
     """Up to the end of the line or of the sentence ("5. I am sure" is 5, "5.5 km" stays whole)."""
     line = text.strip().partition("\n")[0]
     line = re.split(r"[.!?](?:\s|$)", line, maxsplit=1)[0].strip()
+    line = line.strip(EMPHASIS)
     if line.startswith("<") and line.endswith(">"):
         line = line[1:-1]
     return line.strip().removeprefix("=").strip()
 
 
 def _unmarked(line: str) -> str | None:
-    if number(line) is not None or choice(line) or word(line) or re.fullmatch(r"\$[^$]+\$\.?", line):
+    line = line.strip(EMPHASIS)
+    if number(line) is not None or choice(line) or word(line) or WHOLE.fullmatch(line):
         return line
-    numbers = re.findall(NUMBER, plain(line))
-    return numbers[-1] if numbers else None
+    line = plain(line)
+    found = list(LAST.finditer(line))
+    return None if not found or denied_beside(line[: found[-1].end()]) else found[-1].group()
 
 
 def number(text: str) -> Fraction | None:
     """The one number that the text is, unit and currency aside; None where it is anything else."""
-    text = plain(text).rstrip(".")
-    if found := FRACTION.fullmatch(text):
-        top, bottom, whole = int(found["top"]), int(found["bottom"]), found["whole"] or "0"
-        if bottom == 0 or (found["whole"] and top < 0):
-            return None
-        part = Fraction(top, bottom)
-        return int(whole) - part if whole.startswith("-") else int(whole) + part
-    if found := VALUE.fullmatch(text):
-        value = Fraction(found["number"].replace(",", ""))
-        return -value if found["minus"] else value
-    return None
+    text = plain(text).rstrip(".,;")
+    found = VALUE.fullmatch(text)
+    times = factor(found["before"], found["unit"] or "") if found else None
+    if not found or times is None or denied(text):
+        return None
+    if found["minus"]:
+        times = -times
+    if found["number"]:
+        return times * Fraction(found["number"].replace(",", ""))
+    top, bottom, whole = int(found["top"]), int(found["bottom"]), found["whole"] or "0"
+    if bottom == 0 or (found["whole"] and top < 0):
+        return None
+    part = Fraction(top, bottom)
+    return times * (int(whole) - part if whole.startswith("-") else int(whole) + part)
 
 
 def choice(text: str) -> str | None:
     """The letter of a multiple-choice answer in lower case: "b", "(B)", "B) 12", "option b"; else None."""
     found = CHOICE.fullmatch(plain(text))
-    return found.group(1).lower() if found else None
+    if not found or SECOND_CHOICE.match(found["rest"] or ""):
+        return None
+    return found.group(1).lower()
 
 
 def word(text: str) -> str | None:
     """yes, no, true or false, where the text starts with it ("No, because ..."); else None."""
-    found = re.match(r"[A-Za-z]+", plain(text))
-    return found.group().lower() if found and found.group().lower() in WORDS else None
+    text = plain(text)
+    found = re.match(r"[A-Za-z]+", text)
+    if not found or found.group().lower() not in WORDS or SECOND_WORD.match(text, found.end()):
+        return None
+    return found.group().lower()
 
 
 def normalised(text: str) -> str:
-    """For comparison as text: case, spaces, LaTeX spacing and a final period do not count."""
-    return re.sub(r"\s+", "", plain(text)).rstrip(".").lower()
+    """For comparison as text: case, LaTeX spacing, a final period and spaces do not count, but for the space that makes
+    "3 1/2" another number than "31/2"."""
+    text = " ".join(plain(text).split())
+    return re.sub(r"(?<!\d) | (?!\d)|(?<=\d) (?=\d{3}(?!\d))", "", text).rstrip(".").lower()
 
 
 def plain(text: str) -> str:
-    """LaTeX spacing, text commands, dollar signs around it and typographic minus signs taken away."""
+    """LaTeX spacing, text commands and dollar signs around it taken away; signs and fractions in plain characters."""
     text = LATEX_TEXT.sub(r" \1 ", text).replace("{,}", ",").replace("\\%", "%").replace("\\$", "")
     text = LATEX_NOISE.sub(" ", text).replace("\u2212", "-").replace("\u2013", "-").strip()
     if len(text) > 2 and text.startswith("$") and text.rstrip(".").endswith("$"):
         text = text.rstrip(".")[1:-1]
-    return text.strip()
+    text = VULGAR.sub(lambda found: " " + normalize("NFKC", found[0]).replace("\u2044", "/"), text)
+    return signed(text.strip())

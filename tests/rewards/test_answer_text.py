@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhfctl.rewards.answer_text import LONGEST, choice, final_answer, number, word
+from rlhfctl.rewards.answer_text import LONGEST, choice, final_answer, normalised, number, word
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,27 @@ def test_final_answer(text: str, answer: str | None) -> None:
         ("$7$", 7),
         ("1/0", None),
         ("3x", None),
+        ("negative 5 degrees", -5),
+        ("minus 5", -5),
+        ("negative $5", -5),
+        ("- 5", -5),
+        ("ten minus 5", None),
+        ("not 5", None),
+        ("5 hundred thousand", 500_000),
+        ("5 hundredths", Fraction(1, 20)),
+        ("-1/2 cup", Fraction(-1, 2)),
+        ("$1/2", Fraction(1, 2)),
+        ("2½", Fraction(5, 2)),
+        ("-½", Fraction(-1, 2)),
+        ("1.5e-3", Fraction(3, 2000)),
+        ("20°C", 20),
+        ("20€", 20),
+        ("5 m²", 5),
+        ("1/2x", None),
+        ("the square root of 16", None),
+        ("less than 5", None),
+        ("5 or more", None),
+        ("5 times", 5),
         ("10+John's age", None),
         ("2 and 3", None),
         ("\\frac{1}{2}", None),
@@ -118,14 +139,29 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
         "1," * 100_000,
         "$" * 99_000,
         "<<" * 90_000,
+        "a" + " " * 100_000 + "½",
+        "not " * 50_000,
+        "million " * 20_000,
     ],
-    ids=["newlines", "boxes", "marks", "words", "commas", "dollars", "calculator"],
+    ids=[
+        "newlines",
+        "boxes",
+        "marks",
+        "words",
+        "commas",
+        "dollars",
+        "calculator",
+        "spaces",
+        "denials",
+        "scales",
+    ],
 )
 def test_no_text_takes_long(text: str) -> None:
     began = time.process_time()
     final_answer(text)
     number(text[:LONGEST])
     choice(text[:LONGEST])
+    normalised(text)
     assert time.process_time() - began < 1.0
 
 

@@ -50,6 +50,45 @@ def reward() -> Iterator[VerifierReward]:
         ("Yes, it does.", "Yes", True),
         ("No", "Yes", False),
         ("The answer is True", True, True),
+        ("The answer is negative 5.", "5", False),
+        ("The answer is negative 5.", "-5", True),
+        ("The sum is minus 5.", -5, True),
+        ("The answer is not 5.", "5", False),
+        ("\\boxed{\\text{not }5}", "5", False),
+        ("The answer is \\neq 5.", "5", False),
+        ("5 million", "5", False),
+        ("The answer is $5 million.", 5000000, True),
+        ("It is 5 hundred thousand in all.", "500", False),
+        ("5 dozen", "60", True),
+        ("The answer is 5 million.", "5 million", True),
+        ("The answer is 5.", "5 million", False),
+        ("\\boxed{\\frac{1}{2}\\text{ million}}", "0.5", False),
+        ("The answer is half of 10.", "10", False),
+        ("The answer is at least 10.", "10", False),
+        ("The answer is 10 or eleven.", "10", False),
+        ("The answer is 10 and a half.", "10", False),
+        ("The answer is 10 squared.", "10", False),
+        ("He did it 10 times.", "10", True),
+        ("1/2 cup", "1/2", True),
+        ("The answer is 3½ cups.", "3.5", True),
+        ("So she ate 1/2 of it.", "2", False),
+        ("31/2", "3 1/2", False),
+        ("1 2", "12", False),
+        ("1 200", "1200", True),
+        ("The answer is **5**.", "5", True),
+        ("5 m^2", "5", True),
+        ("5e3", "5000", True),
+        ("10_2", "10", False),
+        ("50 percent", "0.5", True),
+        ("0.00", "0.001", False),
+        ("0", "0.0000004", False),
+        ("The answer is 0.00001.", 0.00001, True),
+        ("The answer is 0.00002.", 0.00001, False),
+        ("10000000000000000", 1e16, True),
+        ("The answer is (A) or (B).", "a", False),
+        ("The answer is (A) and a half.", "a", True),
+        ("The answer is yes or no.", "yes", False),
+        ("The answer is true/false.", True, False),
         ("steps\n#### 72", "Natalia sold 48+24 = <<48+24=72>>72\n#### 72", True),
     ],
 )
@@ -72,11 +111,41 @@ def test_rules(response: str, label: Any, right: bool) -> None:
         ("The answer is $2x + 2$", "2(x+1)", True),
         ("\\boxed{2\\sqrt{2}}", "\\sqrt{8}", True),
         ("\\boxed{x \\in [1,2]}", "[1,2)", False),
+        ("The answer is negative $\\frac{1}{2}$", "-1/2", True),
+        ("The answer is negative \\frac{1}{2}", "1/2", False),
+        ("The answer is not \\frac{1}{2}", "1/2", False),
+        ("\\boxed{3\\frac{1}{2}}", "3 1/2", True),
+        ("\\boxed{\\frac{31}{2}}", "3 1/2", False),
     ],
 )
 def test_algebra(reward: VerifierReward, response: str, label: str, right: bool) -> None:
     (outcome,) = reward.score([sample(response, label)])
     assert (outcome.status, outcome.metrics.get("correct")) == ("ok", float(right)), outcome
+
+
+@pytest.mark.parametrize(
+    ("question", "response", "label", "right"),
+    [
+        ("How many dozens are left?", "96/12 = 8 dozen", "8", True),
+        ("How many dozens are left?", "96/12 = 8 dozen", "9", False),
+        ("How much is left in millions?", "The answer is 8 million.", 8, True),
+        ("How many are left?", "The answer is 8 million.", 8, False),
+        ("How many thousands?", "The answer is 8 million.", 8, False),
+    ],
+)
+def test_a_scale_that_the_question_names_is_a_unit(
+    question: str, response: str, label: Any, right: bool
+) -> None:
+    row = {**sample(response, label), "messages": [{"role": "user", "content": question}]}
+    assert MathAnswer(seconds=0.0)(row, SOURCE).metrics["correct"] == float(right)
+
+
+@pytest.mark.parametrize(
+    ("response", "label"), [("So it isn't 5.", "5"), ("It is not equal to 5.", "5"), ("yes or no", "yes")]
+)
+def test_a_line_that_denies_its_number_holds_no_answer(response: str, label: str) -> None:
+    outcome = MathAnswer(seconds=0.0)(sample(response, label), SOURCE)
+    assert outcome.metrics == {"correct": 0.0, "parsable": 0.0}
 
 
 def test_no_answer_is_unparsable_and_no_label_is_no_score(reward: VerifierReward) -> None:
@@ -118,7 +187,17 @@ def test_a_comparison_past_its_time_is_a_timeout_and_the_next_one_works() -> Non
 
 @pytest.mark.parametrize(
     ("label", "answer"),
-    [(5, "5"), (5.0, "5.0"), (True, "True"), ("a\n#### 5", "5"), (" 7 ", "7"), ("", None), ([1], None)],
+    [
+        (5, "5"),
+        (5.0, "5.0"),
+        (1e-05, "0.00001"),
+        (1e16, "10000000000000000"),
+        (True, "True"),
+        ("a\n#### 5", "5"),
+        (" 7 ", "7"),
+        ("", None),
+        ([1], None),
+    ],
 )
 def test_reference(label: Any, answer: str | None) -> None:
     assert reference_answer(label) == answer
@@ -147,6 +226,19 @@ def test_agrees_with_the_judgement_of_gsm8k_solutions(shared: Path, reward: Veri
     assert len(right) == 3164
     assert sum(mine != (row["reward"] == 1.0) for mine, row in zip(right, data, strict=True)) <= 2
     assert time.process_time() - began < 10
+
+
+def test_reads_the_last_sentences_of_gsm8k(shared: Path, reward: VerifierReward) -> None:
+    """Its 7,473 worked solutions without the line that marks the answer."""
+    data = rows(shared, "gsm8k/train.jsonl")
+    asked = [
+        {
+            **sample(row["answer"].rpartition("\n####")[0], row["answer"]),
+            "messages": [{"role": "user", "content": row["question"]}],
+        }
+        for row in data
+    ]
+    assert sum(outcome.metrics["correct"] for outcome in reward.score(asked)) >= 7262
 
 
 def test_reads_competition_solutions(shared: Path, reward: VerifierReward) -> None:
