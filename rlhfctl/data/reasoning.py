@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhfctl.data.qa import Row, question_parts
 from rlhfctl.data.samples import Message
+from rlhfctl.rewards.ncot import finite, option, reference_number
 
 MARK = "Therefore, the answer is: "  # what the verifier ncot_answer looks for, at the start of a line
 
@@ -18,8 +19,9 @@ ARITHMETIC = re.compile(r"[\d.+\-*/() ]+")
 
 
 def ncot(rest: Row) -> tuple[list[Message], str | None, Any]:
-    question, label, worked = question_parts(rest)
-    return [_asked(_start(question))], prose(str(worked)), short(label)
+    question, given, worked = question_parts(rest)
+    label = short(given)
+    return [_asked(_start(question))], prose(str(worked), label), label
 
 
 def pcot(rest: Row) -> tuple[list[Message], str | None, Any]:
@@ -37,16 +39,20 @@ def _asked(content: str) -> Message:
 
 
 def short(label: Any) -> Any:
-    """The answer alone, where the label is GSM8K's worked solution."""
-    if isinstance(label, str) and "\n#### " in label:
-        return label.rpartition("\n#### ")[2].strip()
-    return label
+    """The answer alone, where the label is GSM8K's worked solution; no currency or percent sign, as in `prose`."""
+    return bare(label.rpartition("\n#### ")[2]) if isinstance(label, str) else label
 
 
-def prose(worked: str) -> str | None:
+def bare(answer: str) -> str:
+    """Without a currency or percent sign around it, unless it is nothing else."""
+    return answer.strip().strip("$£€%").strip() or answer.strip()
+
+
+def prose(worked: str, label: Any) -> str | None:
     """The reasoning, and its answer as the verifier reads it: no currency, percent sign or thousands commas.
 
-    None where the text ends in no answer."""
+    None where the text ends in no answer, or in one that the verifier cannot read or that is not the label's word or
+    letter: the policy would be taught what it is then punished for."""
     text, mark, answer = worked.rpartition("\n#### ")
     if not mark:
         said = SAID.search(worked)
@@ -54,7 +60,12 @@ def prose(worked: str) -> str | None:
             return None
         text, answer = worked[: said.start()], said.group(1)
     text = CALCULATOR.sub("", text).strip()
-    answer = answer.strip().strip("$%").replace(",", "")
+    answer = bare(answer)
+    if reference_number(answer) is not None:
+        answer = answer.replace(",", "")
+    numeric = reference_number(label) is not None
+    if finite(answer) is None if numeric else option(answer) != option(str(label)):
+        return None
     return f"{text}\n{MARK}{answer}"
 
 

@@ -46,6 +46,36 @@ def test_programs() -> None:
     assert adapt(other, "pcot").response is None  # the last mark is not the answer: no program of it
 
 
+@pytest.mark.parametrize(
+    ("answer", "label", "end"),
+    [
+        ("50%", "50", "50"),
+        ("$50", "50", "50"),
+        ("50 %", "50", "50"),
+        ("$1,234.50", "1,234.50", "1234.50"),
+        ("1,024", "1,024", "1024"),
+        ("1,024 apples", "1,024 apples", "1,024 apples"),
+        ("(1,2)", "(1,2)", "(1,2)"),
+        ("3/4", "3/4", "3/4"),
+        ("B", "B", "B"),
+    ],
+)
+def test_what_is_taught_is_what_is_right(answer: str, label: str, end: str) -> None:
+    sample = adapt({"question": "q", "answer": f"It is <<1+1=2>>so.\n#### {answer}"}, "ncot")
+    assert (sample.label, sample.response) == (label, f"It is so.\nTherefore, the answer is: {end}")
+    source = VerifierReward(VerifierSource(kind="verifier", name="ncot_answer"))
+    (outcome,) = source.score([reward_sample(sample, str(sample.response))])
+    assert (outcome.status, outcome.score) == ("ok", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"), [('c ."', "c"), ("1050 ( e )", "e"), ("option D) 61", "D"), ("\\boxed{720}", "720")]
+)
+def test_an_answer_in_other_words_than_the_label_is_not_taught(answer: str, label: str) -> None:
+    row = {"question": "q", "rationale": f"So the answer is: {answer}", "correct": label}
+    assert adapt(row, "ncot").response is None
+
+
 def gold_scores(file: str, format: str, verifier: str, limit: int | None) -> Counter[str]:
     path = str(SHARED / "data" / file)
     samples = load_samples([DataSource(path=path, format=format, limit=limit)]).samples
@@ -63,6 +93,13 @@ def test_gold_prose() -> None:
     assert gold_scores("reft/svamp_nl.json", "ncot", "ncot_answer", None) == {"1.0": 3074, "0.1": 2}
     assert gold_scores("gsm8k/train.jsonl", "ncot", "ncot_answer", None) == {"1.0": 7473}
     assert gold_scores("gsm8k/test.jsonl", "ncot", "ncot_answer", None) == {"1.0": 791}
+    assert gold_scores("math_word/mathqa_1k.jsonl", "ncot", "ncot_answer", None) == {
+        "1.0": 17,
+        "no gold": 983,
+    }
+    aqua = gold_scores("math_word/aqua_dev_test.jsonl", "ncot", "ncot_answer", None)
+    assert aqua == {"1.0": 33, "no gold": 475}
+    assert set(gold_scores("math_word/math500.jsonl", "ncot", "ncot_answer", None)) <= {"1.0", "no gold"}
 
 
 @real
