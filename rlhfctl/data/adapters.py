@@ -12,7 +12,14 @@ from rlhfctl.data.bad_row import BadRow
 from rlhfctl.data.qa import question_parts
 from rlhfctl.data.reasoning import ncot, pcot
 from rlhfctl.data.samples import Message, Sample, content_id
-from rlhfctl.data.turns import hh_turns, messages_from, response_text, sharegpt_turns, text_or_messages
+from rlhfctl.data.turns import (
+    check_weights,
+    hh_turns,
+    messages_from,
+    response_text,
+    sharegpt_turns,
+    text_or_messages,
+)
 
 Row = dict[str, Any]
 
@@ -27,6 +34,7 @@ def adapt(row: Row, format: str, system: str | None = None) -> Sample:
     rest = dict(row)
     identity = take_id(rest, row)
     messages, response, label = ADAPTERS[format](rest)
+    check_weights(messages)
     if system is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     return Sample(identity, messages, response, label, rest)

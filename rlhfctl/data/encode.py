@@ -110,7 +110,7 @@ def encode_sft(
         if len(ids) > max_length:
             report.drop(TOO_LONG, sample, f"{len(ids)} tokens")
         elif not any(mask):
-            report.drop(NOTHING_TRAINED, sample, "no assistant turn")
+            report.drop(NOTHING_TRAINED, sample, "no assistant turn, or none of a weight but 0")
         else:
             rows.append(SftRow(sample.id, ids, mask))
     report.kept = len(rows)

@@ -26,10 +26,27 @@ def question_parts(rest: Row) -> tuple[str, Any, Any]:
     if isinstance(rest.get("body"), str):  # asdiv: the story is apart from its question
         question = f"{rest.pop('body')} {question}"
     if options := rest.get("options"):  # a letter means nothing without them; they stay in metadata as well
-        question += "\n" + ("\n".join(map(str, options)) if isinstance(options, list) else str(options))
+        question += "\n" + _listed(options)
     answer_column = next((column for column in answers if rest.get(column) not in (None, "")), None)
     if answer_column is None:
         raise BadRow(f"has no answer (looked for {', '.join(answers)})")
     label = rest.pop(answer_column)
     solution_column = next((column for column in solutions if rest.get(column)), None)
     return question, label, rest.pop(solution_column) if solution_column else label
+
+
+def _listed(options: Any) -> str:
+    """One option a line: a text or a list as it stands, {"A": "x", "B": "y"} and [{"key": "A", "value": "x"}] as
+    "A) x", "B) y"."""
+    if isinstance(options, dict):
+        named = sorted(options.items(), key=lambda item: (len(str(item[0])), str(item[0])))
+        return "\n".join(f"{name}) {text}" for name, text in named if text is not None)
+    if not isinstance(options, list):
+        return str(options)
+    pairs = [
+        (each["key"], each["value"])
+        for each in options
+        if isinstance(each, dict) and {*each} == {"key", "value"}
+    ]
+    texts = [f"{name}) {text}" for name, text in pairs] if len(pairs) == len(options) else options
+    return "\n".join(map(str, texts))

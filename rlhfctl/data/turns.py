@@ -2,7 +2,7 @@
 
 Roles come out as system, user, assistant, tool or whatever else the row says (developer, ipython, ...): which
 roles a template knows is the template check's business. Keys that a format adds to a turn (tool_calls, name,
-loss_weight) are kept.
+weight, loss_weight) are kept.
 """
 
 import json
@@ -34,6 +34,13 @@ def messages_from(turns: Any, column: str) -> list[Message]:
     if not isinstance(turns, list) or not turns:
         raise BadRow(f"{column} must be a list of messages that is not empty")
     return [_message(turn, f"{column}[{index}]") for index, turn in enumerate(turns)]
+
+
+def check_weights(messages: list[Message]) -> None:
+    """OpenAI's `weight` of an assistant message: 0 is read but not trained on, 1 is as without one."""
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant" and message.get("weight") not in (None, 0, 1):
+            raise BadRow(f"message {index + 1} has weight {message['weight']!r}: only 0 and 1 are trained")
 
 
 def sharegpt_turns(turns: Any, column: str) -> list[Message]:

@@ -124,10 +124,12 @@ class ChatEncoder:
     def spans(
         self, messages: Sequence[Message], train_on: TrainOn | str = "all_assistant", tools: Tools = None
     ) -> tuple[str, list[Span]]:
-        """The rendered conversation and the character spans that carry loss."""
+        """The rendered conversation and the character spans that carry loss. An assistant message whose `weight` or
+        `loss_weight` is 0 is read, but carries none."""
         chosen = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         if train_on == "last_assistant":
             chosen = chosen[-1:]
+        chosen = [i for i in chosen if all(messages[i].get(key) != 0 for key in ("weight", "loss_weight"))]
         return assistant_spans(partial(self.render, tools=tools), messages, self.ends, self.markers, chosen)
 
     def decode_response(self, ids: Sequence[int]) -> str:

@@ -129,12 +129,40 @@ def test_hh_transcript() -> None:
             "B",
             "r",
         ),
+        (
+            {"question": "q", "options": {"B": "y", "A": "x", "C": None}, "answer": "A"},
+            "q\nA) x\nB) y",
+            "A",
+            "A",
+        ),
+        (
+            {
+                "question": "q",
+                "options": [{"key": "A", "value": "x"}, {"key": "B", "value": 2}],
+                "answer": "A",
+            },
+            "q\nA) x\nB) 2",
+            "A",
+            "A",
+        ),
     ],
 )
 def test_qa(row: dict[str, Any], question: str, label: Any, response: str) -> None:
     sample = adapt(row, "qa")
     assert sample.messages == [{"role": "user", "content": question}]
     assert (sample.label, sample.response) == (label, response)
+
+
+@pytest.mark.parametrize("weight", [0.5, 2, -1, "1"])
+def test_a_weight_of_a_message_that_is_neither_0_nor_1_is_refused(weight: Any) -> None:
+    for given in (0, 1, 0.0, 1.0, None):
+        adapt({"messages": [USER, {**BOT, "weight": given}]}, "messages")
+    adapt({"messages": [{**USER, "weight": 0.5}, BOT]}, "messages")
+    with pytest.raises(BadRow, match=f"message 2 has weight {weight!r}: only 0 and 1 are trained"):
+        adapt({"messages": [USER, {**BOT, "weight": weight}]}, "messages")
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": weight}]
+    with pytest.raises(BadRow, match="message 2 has weight"):
+        adapt({"conversations": turns}, "sharegpt")
 
 
 def test_given_ids_win_and_hashes_ignore_order_and_system() -> None:

@@ -49,6 +49,30 @@ def test_last_assistant_alone(encoder: ChatEncoder) -> None:
     assert last[0].mask == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("key", ["weight", "loss_weight"])
+def test_an_assistant_message_of_weight_0_is_read_and_not_trained(encoder: ChatEncoder, key: str) -> None:
+    def row(first: float, second: float) -> Sample:
+        messages = [
+            {"role": "user", "content": "1?"},
+            {"role": "assistant", "content": "#1", key: first},
+            {"role": "user", "content": "2?", key: 0},
+            {"role": "assistant", "content": "#2", key: second},
+        ]
+        return Sample("a", messages)
+
+    rows, report = encode_sft([row(0, 1), row(1, 0.0), row(1, 1), row(0, 0)], encoder, 64)
+    assert [row.ids for row in rows] == [[1, 16, 15, 1, EOS, 2, 16, 15, 2, EOS]] * 3
+    assert [row.mask for row in rows] == [
+        [0, 0, 0, 0, 0, 0, 0, 1, 1, 1],
+        [0, 0, 1, 1, 1, 0, 0, 0, 0, 0],
+        [0, 0, 1, 1, 1, 0, 0, 1, 1, 1],
+    ]
+    assert report.sentence() == (
+        "kept 3 of 4 rows; 1 no trained token (a: no assistant turn, or none of a weight but 0)"
+    )
+    assert encode_sft([row(1, 0)], encoder, 64, "last_assistant")[0] == []
+
+
 def test_what_is_left_out_is_counted_with_its_reason(encoder: ChatEncoder) -> None:
     samples = [
         chain("1", "4-7?", "4-7=7\n#7"),  # 13 tokens
