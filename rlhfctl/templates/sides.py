@@ -100,7 +100,14 @@ class Side:
     def rows(self) -> int | None:
         """Rows of the embedding matrix: from the safetensors header, else config.json's vocab_size."""
         found = embedding_rows(self.path) if self.path is not None else None
-        return found if found is not None else self.config.get("vocab_size")
+        return found if found is not None else self.text_setting("vocab_size")
+
+    def text_setting(self, key: str) -> Any:
+        """A key of config.json that is about text: models of several modalities keep it under text_config."""
+        nested = self.config.get("text_config")
+        if self.config.get(key) is None and isinstance(nested, dict):
+            return nested.get(key)
+        return self.config.get(key)
 
 
 def load_side(

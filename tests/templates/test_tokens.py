@@ -120,10 +120,11 @@ def test_other_token_findings(sides: Any, shared: Path) -> None:
 def test_tokenizer_larger_than_embedding(shared: Path, tmp_path: Path) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / file).write_bytes((shared / "tokenizers" / "gpt2" / file).read_bytes())
-    (tmp_path / "config.json").write_text('{"vocab_size": 50000}')
-    report = inspect(load_side(tmp_path, shared / "chat-templates" / "chatml.jinja"))
-    (found,) = [f for f in report.findings if f.id == "K009"]
-    assert found.evidence == {"max_id": 50256, "rows": 50000}
+    for config in ('{"vocab_size": 50000}', '{"text_config": {"vocab_size": 50000}}'):
+        (tmp_path / "config.json").write_text(config)
+        report = inspect(load_side(tmp_path, shared / "chat-templates" / "chatml.jinja"))
+        (found,) = [f for f in report.findings if f.id == "K009"]
+        assert found.evidence == {"max_id": 50256, "rows": 50000}
     assert "K009" not in ids(inspect(load_side(shared / "models" / "stories260k")), "policy")
 
 

@@ -16,7 +16,7 @@ def max_length(probe: Probe) -> int | None:
     """The longest input the side says it takes: model_max_length or the positions of config.json, the smaller."""
     limits = [
         probe.side.tokenizer_config.get("model_max_length"),
-        probe.side.config.get("max_position_embeddings"),
+        probe.side.text_setting("max_position_embeddings"),
     ]
     usable = [
         int(v)
