@@ -17,6 +17,7 @@ from rlhfctl.data.turns import (
     hh_turns,
     messages_from,
     response_text,
+    says_more,
     sharegpt_turns,
     text_or_messages,
 )
@@ -94,8 +95,19 @@ def _prompt_response(rest: Row) -> tuple[list[Message], str | None, Any]:
         raise BadRow("has no prompt")
     messages = with_system(text_or_messages(rest.pop("prompt"), "prompt"), rest)
     column = next((column for column in RESPONSE_COLUMNS if column in rest), None)
+    if column is not None and (answer := _rich_answer(rest[column], column)) is not None:
+        del rest[column]
+        return [*messages, answer], None, rest.pop("label", None)
     response = None if column is None else response_text(rest.pop(column), column)
     return messages, response, rest.pop("label", None)
+
+
+def _rich_answer(value: Any, column: str) -> Message | None:
+    """One assistant message that holds more than text; it stays a message, as those of a `messages` row do."""
+    turn = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(turn, dict) or turn.get("role") != "assistant" or not says_more(turn):
+        return None
+    return messages_from([turn], column)[0]
 
 
 def _hh_transcript(rest: Row) -> tuple[list[Message], str | None, Any]:

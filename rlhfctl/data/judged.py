@@ -19,7 +19,14 @@ from rlhfctl.data.native import gsm8k_solutions, math_shepherd, prm800k
 from rlhfctl.data.native_pairs import auto_j, panda_lm, rm_bench
 from rlhfctl.data.samples import Judgement, Message, Sample
 from rlhfctl.data.templated import chatml_turns
-from rlhfctl.data.turns import hh_turns, messages_from, response_text, sharegpt_turns, text_or_messages
+from rlhfctl.data.turns import (
+    hh_turns,
+    messages_from,
+    refuse_spoken,
+    response_text,
+    sharegpt_turns,
+    text_or_messages,
+)
 
 SIDES = ("chosen_messages", "rejected_messages")
 PROMPT_COLUMNS = ("prompt", "question", "problem", *MESSAGES_COLUMNS)
@@ -86,6 +93,7 @@ def _pair(better: list[Message], worse: list[Message], rest: Row) -> Judged:
             raise BadRow(f"{name} does not end with an assistant's text")
         if len(side) == 1:
             raise BadRow(f"{name} has no prompt before the answer")
+        refuse_spoken(side[-1], f"the last message of {name}")
     if better == worse:
         raise BadRow("chosen and rejected are the same")
     margin = _number(rest.pop("margin"), "margin") if rest.get("margin") is not None else None

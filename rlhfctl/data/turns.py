@@ -26,6 +26,8 @@ SHAREGPT_ROLES = {
     "function_response": "tool",
     "tool": "tool",
 }
+# Keys of a turn that say something beside its content; a response of text alone would lose them.
+SPOKEN = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -90,19 +92,35 @@ def text_or_messages(value: Any, column: str) -> list[Message]:
 
 
 def response_text(value: Any, column: str) -> str:
-    """A response: a text, one assistant message, or a list that holds exactly one."""
+    """A response: a text, one assistant message, or a list that holds exactly one; nothing but text is in it."""
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, list):
         messages = messages_from(value, column)
         if len(messages) != 1 or messages[0]["role"] != "assistant" or not messages[0]["content"]:
             raise BadRow(f"{column} must be a text or one assistant message")
+        refuse_spoken(messages[0], column)
         value = messages[0]["content"]
     if value is None or (isinstance(value, str) and not value.strip()):
         raise BadRow(f"{column} is empty")
     if not isinstance(value, str):
         raise BadRow(f"{column} must be a text, not {type(value).__name__}")
     return value
+
+
+def says_more(message: Message) -> bool:
+    """Whether a message holds tool calls or reasoning beside its content."""
+    return any(message.get(key) for key in SPOKEN)
+
+
+def refuse_spoken(message: Message, column: str) -> None:
+    """Raises BadRow for a message of which more than the content counts, where only the content is read."""
+    lost = [key for key in SPOKEN if message.get(key)]
+    if lost:
+        raise BadRow(
+            f"{column} holds {' and '.join(lost)} beside the text, of which nothing would be read: write it into "
+            "the content, or drop the key"
+        )
 
 
 def _message(turn: Any, where: str) -> Message:

@@ -97,6 +97,16 @@ def test_prompt_response() -> None:
     assert (alone.response, alone.label, alone.prompt()) == (None, 3, [USER])
 
 
+def test_a_response_with_tool_calls_or_reasoning_keeps_them() -> None:
+    for extra in ({"tool_calls": [{"function": {"name": "f"}}]}, {"reasoning_content": "r"}):
+        for completion in ({**BOT, **extra}, [{**BOT, **extra}]):
+            sample = adapt({"prompt": [USER], "completion": completion, "label": 1}, "prompt_response")
+            assert sample.conversation() == [USER, {**BOT, **extra}]
+            assert (sample.prompt(), sample.label, sample.metadata) == ([USER], 1, {})
+    with pytest.raises(BadRow, match="output holds tool_calls beside the text"):
+        adapt({"instruction": "i", "output": {**BOT, "tool_calls": [{"x": 1}]}}, "alpaca")
+
+
 def test_system_of_the_recipe_does_not_replace_the_rows_own() -> None:
     row = {"messages": [{"role": "system", "content": "own"}, USER]}
     assert adapt(row, "messages", system="recipe").messages[0]["content"] == "own"

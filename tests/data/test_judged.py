@@ -14,6 +14,8 @@ from rlhfctl.recipe.sections import DataSource
 USER = {"role": "user", "content": "q"}
 GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
 
+CALL = {"tool_calls": [{"x": 1}]}
+
 
 def both(row: dict[str, Any], format: str = "preference", **keys: str) -> tuple[list, list]:
     sample = adapt_judged(row, format, **keys)
@@ -72,11 +74,25 @@ def test_margin_metadata_and_id() -> None:
         ({"chosen": "a", "rejected": "b"}, "none of the columns"),
         ({"chosen": [USER, GOOD], "rejected": [USER, USER]}, "rejected does not end with an assistant"),
         ({"question": "q", "response_A": "a", "response_B": "b", "label": 1}, "label is 1: one of A>B, B>A"),
+        (
+            {"chosen": [USER, {**GOOD, **CALL}], "rejected": [USER, {**GOOD, "tool_calls": [{"x": 2}]}]},
+            "the last message of chosen holds tool_calls beside the text",
+        ),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": [{**BAD, "reasoning_content": "b"}]},
+            "rejected holds reasoning_content beside the text",
+        ),
     ],
 )
 def test_bad_preferences(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRow, match=reason):
         adapt_judged(row, "preference")
+
+
+def test_tool_calls_before_the_answer_and_empty_keys_stay() -> None:
+    asked = [USER, {**BAD, **CALL}, {"role": "tool", "content": "7"}]
+    better, _ = both({"chosen": [*asked, {**GOOD, "tool_calls": []}], "rejected": [*asked, BAD]})
+    assert better[1]["tool_calls"] == [{"x": 1}]
 
 
 def test_transcripts_are_pairs() -> None:
@@ -154,6 +170,7 @@ def test_trajectories(row: dict[str, Any], reward: float, steps: list[str] | Non
         ({"prompt": "q", "response": "a", "reward": float("inf")}, "reward must be a finite number"),
         ({"prompt": "q", "reward": 1}, "has no answer"),
         ({"messages": [GOOD], "reward": 1}, "has no prompt before the answer"),
+        ({"messages": [USER, {**GOOD, **CALL}], "reward": 1}, "the last message holds tool_calls"),
     ],
 )
 def test_bad_trajectories(row: dict[str, Any], reason: str) -> None:
