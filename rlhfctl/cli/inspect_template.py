@@ -173,9 +173,11 @@ def rows(data: Text) -> dict[str, Any]:
     if data is None:
         return {}
     from rlhfctl.preflight.conversations import look, read_conversations
+    from rlhfctl.templates.checks.lost import shapes
 
-    shown, seen = look(read_conversations(data))
-    return {"conversations": shown, "traits": seen}
+    conversations = read_conversations(data)
+    shown, seen = look(conversations)
+    return {"conversations": shown, "traits": seen, "rows": shapes(conversations, conversations.tools)}
 
 
 def conversation(path: Text) -> list[dict[str, Any]] | None:

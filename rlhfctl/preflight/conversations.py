@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rlhfctl.data.encode import BadTools, tools_of
 from rlhfctl.data.load import load_samples
 from rlhfctl.data.samples import Sample
 from rlhfctl.errors import Refused, UsageError
@@ -14,7 +16,17 @@ from rlhfctl.templates.traits import Traits, traits
 
 RENDERED = 100  # conversations that are rendered on both sides; traits are read off all of them
 ANSWER = "It is 4."  # stands for the response that a prompt will get
-Conversations = list[tuple[str, list[dict[str, Any]]]]
+Rows = Sequence[tuple[str, list[dict[str, Any]]]]
+
+
+class Conversations(list[tuple[str, list[dict[str, Any]]]]):
+    """(origin, messages) of each row. tools: what the `tools` columns hold, by origin."""
+
+    tools: dict[str, list[dict[str, Any]]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tools = {}
 
 
 def read_conversations(path: str) -> Conversations:
@@ -28,22 +40,26 @@ def read_conversations(path: str) -> Conversations:
 
 def of_samples(samples: Sequence[Sample], answered: bool) -> Conversations:
     """answered: prompts that a policy will answer; a plain answer stands in for its response."""
-    result: Conversations = []
+    result = Conversations()
     for sample in samples:
         messages = list(sample.conversation())
         if answered:
             messages = [*sample.prompt(), {"role": "assistant", "content": ANSWER}]
         if messages:
-            result.append((sample.origin or sample.id, messages))
+            origin = sample.origin or sample.id
+            result.append((origin, messages))
+            with suppress(BadTools):  # the row is left out, and D006 says why
+                if tools := tools_of(sample):
+                    result.tools[origin] = tools
     return result
 
 
-def few(conversations: Conversations) -> Conversations:
+def few(conversations: Rows) -> Rows:
     """At most RENDERED of them, evenly spaced."""
     return conversations[:: max(1, -(-len(conversations) // RENDERED))][:RENDERED]
 
 
-def look(conversations: Conversations) -> tuple[Conversations, Traits]:
+def look(conversations: Rows) -> tuple[Rows, Traits]:
     """What is rendered, and what all of them hold."""
     return few(conversations), traits(conversations)
 

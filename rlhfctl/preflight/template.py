@@ -1,5 +1,6 @@
 """The template gate on a recipe: the policy against every reward model, with the recipe's own data."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -22,13 +23,12 @@ if TYPE_CHECKING:
 TRAINED = {
     "T001", "T002", "T003", "T004", "T005", "T007", "T008", "T010", "T011", "T012", "T013", "T014", "T016", "T018",
     "T019", "T021", "T024", "T025", "T030", "T031", "T032", "T033", "T035", "T036", "T037", "K001", "K003", "K004",
-    "K009", "K010", "K013", "K014",
+    "K009", "K010", "K012", "K013", "K014",
 }  # fmt: skip
 SAMPLED = (TRAINED - {"T025", "T030", "T031", "T033", "T035", "T036", "T037"}) | {
     "T023",
     "T026",
     "K011",
-    "K012",
 }
 # Nothing is added when rendered text is encoded, and loss masks come from character offsets.
 SAFE = {"K001", "K010", "K013", "T025"}
@@ -100,6 +100,8 @@ def check_gate(inputs: Inputs) -> Iterator[Finding]:
                 TRAINED if not isinstance(recipe, PpoRecipe) else SAMPLED
             ):
                 continue
+            if found.id == "K012" and found.side == "policy" and not concerns_k012(recipe, found):
+                continue
             if recipe.template.on_mismatch == "warn" and found.severity == "error":
                 found.severity = "warning"
             yield found
@@ -128,6 +130,7 @@ def gate(
     Raises UsageError for a side that cannot be read."""
     from rlhfctl.preflight.conversations import look
     from rlhfctl.recipe.sections import ModelSource
+    from rlhfctl.templates.checks.lost import shapes
     from rlhfctl.templates.inspect import Options, inspect
     from rlhfctl.templates.sides import load_side
 
@@ -138,6 +141,7 @@ def gate(
     left = load_side(policy.tokenizer or policy.path or "", policy.chat_template, policy.template_kwargs)
     section = recipe.template
     shown, seen = look(conversations or [])
+    sampled = isinstance(recipe, PpoRecipe)
     options = Options(
         clock=clock,
         bridge=section.bridge,
@@ -146,6 +150,8 @@ def gate(
         allow=frozenset(section.allow),
         conversations=shown,
         traits=task_traits(recipe, seen),
+        rows=shapes(conversations, conversations.tools) if conversations is not None else [],
+        policy_reads="prompts" if sampled else "bridged" if recipe.task == "rm" else "conversations",
         complete=conversations is not None,
         messages=messages,
     )
@@ -155,10 +161,44 @@ def gate(
     for right in rights or [None]:
         report = inspect(left, right, options)
         for found in report.findings:
-            sampled = isinstance(recipe, PpoRecipe) and found.side == "policy" and found.id in SAMPLED_SAFE
-            found.handled = found.handled or sampled or found.id in SAFE or found.id in section.allow
+            if found.id == "K012" and found.side == "policy" and conversations is not None and not sampled:
+                _forged(found, report.markers[0], conversations)
+            safe = sampled and found.side == "policy" and found.id in SAMPLED_SAFE
+            found.handled = found.handled or safe or found.id in SAFE or found.id in section.allow
         reports.append(report)
     return reports
+
+
+def _forged(found: Finding, markers: "Sequence[str]", conversations: "Conversations") -> None:
+    """K012 with the rows whose contents spell a special token: what is trained is what they hold."""
+    spelled = re.compile("|".join(re.escape(marker) for marker in sorted(markers, key=len, reverse=True)))
+    rows: list[str] = []
+    answers: list[str] = []
+    for origin, messages in conversations:
+        roles = [
+            m.get("role")
+            for m in messages
+            if isinstance(m.get("content"), str) and spelled.search(m["content"])
+        ]
+        rows += [origin] if roles else []
+        answers += [origin] if "assistant" in roles else []
+    if rows:
+        said = f"an answer of {answers[0]}" if answers else rows[0]
+        found.detail += f"; {len(rows)} rows hold special tokens in their text, first {said}"
+        found.evidence = {
+            **found.evidence,
+            "rows": len(rows),
+            "answers": len(answers),
+            "data": (answers or rows)[0],
+        }
+
+
+def concerns_k012(recipe: "AnyRecipe", found: Finding) -> bool:
+    """A policy may sample any marker. What is trained from data holds those that the data holds, and none where the
+    text is encoded as the bridge does."""
+    if isinstance(recipe, PpoRecipe):
+        return True
+    return recipe.task != "rm" and "rows" in found.evidence
 
 
 def task_traits(recipe: "AnyRecipe", seen: Traits) -> Traits:

@@ -4,16 +4,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from rlhfctl.preflight.finding import Finding
+from rlhfctl.templates.adapt import fold_system, merge_roles
 from rlhfctl.templates.bounded import Sandbox
 from rlhfctl.templates.catalogue import Found, finding
-from rlhfctl.templates.checks import data, history, pair, roles, seam, source, tokens
+from rlhfctl.templates.checks import data, history, lost, pair, roles, seam, source, tokens
 from rlhfctl.templates.checks.pair import Pair, bridge_mode
 from rlhfctl.templates.facts import render_markers, side_facts, token_counts
 from rlhfctl.templates.lock import CONVERSATIONS, t005
-from rlhfctl.templates.probe import Probe
+from rlhfctl.templates.probe import S1, U1, U2, Probe, assistant, system, user
 from rlhfctl.templates.render import Message
 from rlhfctl.templates.sides import Side
 from rlhfctl.templates.traits import LOWERED, POLICY_ONLY, RAISED, Traits, traits
@@ -62,7 +63,10 @@ SEVERITIES = ("error", "warning", "info")
 class Options:
     """conversations: (origin, messages) of the data, each of which is rendered. traits: what all of the data holds;
     default: what these hold. complete: nothing else is in the data, so that what it does not hold need not be feared.
-    bridge, fold_system, merge_roles: what the run will do about findings. allow: ids that may pass."""
+    rows: those in which parts are looked for that a template loses; default: `lost.shapes` of the conversations.
+    policy_reads: whole conversations, or prompts (then the last message of each row stands for the answer), or, of a
+    policy that is trained as a reward model, what the bridge makes of conversations. bridge, fold_system, merge_roles:
+    what the run will do about findings. allow: ids that may pass."""
 
     clock: datetime | None = None
     bridge: bool = False
@@ -72,6 +76,8 @@ class Options:
     allow: frozenset[str] = frozenset()
     conversations: Sequence[tuple[str, Sequence[Message]]] = ()
     traits: Traits | None = None
+    rows: Sequence[lost.Row] | None = None
+    policy_reads: Literal["conversations", "prompts", "bridged"] = "conversations"
     complete: bool = True
     messages: Sequence[Message] | None = None
 
@@ -130,6 +136,7 @@ def inspect(policy: Side, rm: Side | None = None, options: Options | None = None
         findings = single_side_findings(left, "policy")
         renders: dict[str, str | None] = {"policy": left.text(messages), "rm": None}
         findings += _data_findings(left, None, options)
+        _add_lost(findings, _lost(left, options.policy_reads, options), "policy")
         facts, bridge = None, None
         if rm is not None:
             right = _probe(rm, sandbox, clock)
@@ -138,6 +145,7 @@ def inspect(policy: Side, rm: Side | None = None, options: Options | None = None
             of_pair = pair_findings(both)
             findings += of_pair
             findings += _data_findings(right, both, options)
+            _add_lost(findings, _lost(right, "bridged", options), "rm")
             bridge = bridge_mode(both, {f.id for f in of_pair}, options.merge_roles)
             renders["rm"] = right.text(messages)
             facts = side_facts(right)
@@ -211,6 +219,40 @@ def _data_findings(probe: Probe, both: Pair | None, options: Options) -> list[Fi
     return results
 
 
+def _lost(probe: Probe, reads: str, options: Options) -> dict[str, Found]:
+    """What a side does not read of the data's rows, by finding id."""
+    rows = options.rows if options.rows is not None else lost.shapes(options.conversations)
+    if not rows or probe.basic is None or not probe.usable:
+        return {}
+    if reads != "bridged":
+        return lost.lost_parts(probe, rows, prompt=reads == "prompts")
+    found = lost.lost_parts(probe, [_bridged(probe, row, options) for row in rows])
+    tools = lost.unread_tools(rows)
+    return {"T016": tools, **found} if tools is not None else found
+
+
+def _bridged(probe: Probe, row: lost.Row, options: Options) -> lost.Row:
+    """The row as the bridge hands it on: it folds and merges where the template needs it, and passes no tools."""
+    messages = row.messages
+    if options.fold_system and S1 not in (probe.text([system(), user(), assistant()]) or ""):
+        messages = fold_system(messages)
+    if options.merge_roles and U1 not in (probe.text([user(), user(U2), assistant()]) or ""):
+        messages = merge_roles(messages)
+    return lost.Row(row.origin, messages)
+
+
+def _add_lost(findings: list[Finding], parts: dict[str, Found], side: str) -> None:
+    """A probe's finding that rows of the data confirm becomes the rows' own; one finding a side and id."""
+    for id, found in parts.items():
+        known = next((f for f in findings if (f.id, f.side) == (id, side)), None)
+        if known is None:
+            findings.append(finding(id, side, found))
+            continue
+        known.severity = "error"
+        known.detail += f"; {found.detail}"
+        known.evidence = {**known.evidence, **found.evidence}
+
+
 def _weigh(found: Finding, seen: Traits, options: Options) -> None:
     """Severity by what the data holds."""
     if found.id in RAISED and not (found.side == "rm" and found.id in POLICY_ONLY):
@@ -226,6 +268,8 @@ def _weigh(found: Finding, seen: Traits, options: Options) -> None:
 
 
 def _handled(found: Finding, bridge: dict[str, Any] | None, options: Options) -> bool:
+    if "lost" in found.evidence and "row" in found.evidence:  # what was done about it did not keep it
+        return False
     if found.id in ALWAYS_SAFE and (bridge is None or options.bridge):
         return True
     if bridge is None or not options.bridge or bridge["mode"] == "impossible":
