@@ -25,6 +25,7 @@ from rlhfctl.failure import Failure, write_failure
 from rlhfctl.heartbeat import heartbeat
 from rlhfctl.run_dir import RunDir
 from rlhfctl.stop import StopRequest
+from rlhfctl.streams import write
 from rlhfctl.tracking.progress import end_live_line
 
 if TYPE_CHECKING:
@@ -113,8 +114,7 @@ def conclude(
     """Write down how a run ended that did not reach its end; returns the exit code."""
     end_live_line()
     text = "".join(traceback.format_exception(error))
-    with contextlib.suppress(OSError):
-        print(text, file=log, flush=True)
+    write(log, f"{text}\n")
     if isinstance(ending, Interrupted):
         if rank == 0:
             with contextlib.suppress(OSError):
@@ -257,7 +257,7 @@ def speaker(
         print(line, file=log, flush=True)
         if rank == 0 and console is not None:
             end_live_line()
-            print(line, file=console, flush=True)
+            write(console, f"{line}\n")
 
     return say
 

@@ -4,13 +4,13 @@ With --json stdout gets exactly one object, whatever happens. A reader that went
 what it would have read is dropped, and the exit code stands.
 """
 
-import contextlib
 import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rlhfctl.cli.exit_codes import DONE, FAILED, status_of
+from rlhfctl.streams import write
 
 if TYPE_CHECKING:
     from rlhfctl.preflight.run import Report
@@ -19,12 +19,16 @@ SCHEMA = 1
 
 
 class Console:
-    """json: the result is one object. quiet: on stderr errors alone. verbose: tracebacks and progress in full."""
+    """json: the result is one object. quiet: on stderr errors alone. verbose: tracebacks and progress in full.
+
+    began: whether a command was entered, so that more than its help is expected. finished: its result was told.
+    """
 
     def __init__(self, json: bool, quiet: bool = False, verbose: bool = False) -> None:
         self.json = json
         self.quiet = quiet
         self.verbose = verbose
+        self.began = False
         self.finished = False
 
     def note(self, line: str) -> None:
@@ -109,30 +113,3 @@ def terminal_width(stream: TextIO | None) -> int | None:
         return os.get_terminal_size(stream.fileno()).columns if stream is not None else None
     except (OSError, ValueError):
         return None
-
-
-def write(stream: TextIO | None, text: str) -> bool:
-    """Whether it was written. A closed or broken stream is given up for good, so that nothing complains at exit."""
-    if stream is None:
-        return True
-    try:
-        stream.write(text)
-        stream.flush()
-    except BrokenPipeError:
-        give_up(stream)
-    except (OSError, ValueError) as error:
-        give_up(stream)
-        if stream is sys.stdout:
-            write(
-                sys.stderr,
-                f"cannot write the result to stdout: {getattr(error, 'strerror', None) or error}\n",
-            )
-            return False
-    return True
-
-
-def give_up(stream: TextIO) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)

@@ -19,6 +19,7 @@ from typing import TextIO
 
 from rlhfctl.launch.hang import Hang, Watchdog
 from rlhfctl.stop import SIGNALS
+from rlhfctl.streams import write
 
 PR_SET_PDEATHSIG = 1
 PATIENCE = 10.0  # seconds for an agent whose workers have ended on a signal
@@ -74,8 +75,7 @@ def run_agent(
         for line in follow:
             if line is None:
                 break
-            stderr.write(line)
-        stderr.flush()
+            write(stderr, line)
     return AgentResult(agent.returncode, received[0] if received else None, hang, death)
 
 
@@ -99,16 +99,14 @@ def supervise(
         for line in follow:
             if line is None:
                 break
-            stderr.write(line)
-            stderr.flush()
+            write(stderr, line)
         if len(received) > 1:
             kill_all(agent)
         elif received:
             if not announced:
                 announced = True
                 name = signal.Signals(received[0]).name
-                stderr.write(f"{name}: stopping at the step boundary with a checkpoint; once more kills\n")
-                stderr.flush()
+                write(stderr, f"{name}: stopping at the step boundary with a checkpoint; once more kills\n")
             # Looked up each time: a worker may only just be starting. None yet: there is nothing to keep.
             workers = worker_pids(agent.pid)
             if not workers and not told:
@@ -123,8 +121,7 @@ def supervise(
         hang = watchdog.look(time.monotonic(), lambda: worker_pids(agent.pid)) if watchdog else None
         if hang is not None:
             hung = hang
-            stderr.write(f"{hang.sentence}\n")
-            stderr.flush()
+            write(stderr, f"{hang.sentence}\n")
             end_hang(agent, hang)
         time.sleep(0.05)
     return hung, death

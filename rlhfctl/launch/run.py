@@ -31,6 +31,7 @@ from rlhfctl.preflight.nodes import Node, this_node
 from rlhfctl.run_dir import RunDir
 from rlhfctl.stop import StopRequest
 from rlhfctl.stop import exit_code as stop_code
+from rlhfctl.streams import write
 
 if TYPE_CHECKING:
     from rlhfctl.recipe.sections import Launch
@@ -129,7 +130,7 @@ def open_attempt(
     refuse_other_inputs(run, before.get("inputs", {}), now)
     attempt = run.next_attempt()
     for change in changes_since(before, plan):
-        print(f"resuming with {change}: the numbers may differ in the last digits", file=sys.stderr)
+        write(sys.stderr, f"resuming with {change}: the numbers may differ in the last digits\n")
     run.write_status("running", attempt=attempt)
     write_launch(run, plan, machine, attempt, command, now)
     return attempt

@@ -1,6 +1,7 @@
 """All checks of one recipe before launch: every finding in one report, and never a crash."""
 
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from rlhfctl.preflight import (
 )
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere
+from rlhfctl.streams import write
 
 if TYPE_CHECKING:
     from rlhfctl.recipe.load import Loaded
@@ -127,7 +129,7 @@ def run_check(name: str, check: Callable[[Inputs], Iterable[Finding]], inputs: I
     except Exception as error:  # a bug in a check must not hide the other checks' findings
         place = traceback.extract_tb(error.__traceback__)[-1]
         if os.environ.get("RLHFCTL_DEBUG", "") not in ("", "0"):
-            traceback.print_exc()
+            write(sys.stderr, traceback.format_exc())
         findings.append(
             Finding(
                 "C003",

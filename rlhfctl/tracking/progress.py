@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import ClassVar
 
+from rlhfctl.streams import write
+
 SHOWN = {
     "loss/sft": "loss",
     "loss/rm": "loss",
@@ -76,8 +78,7 @@ class Progress:
             text = self.with_course(text, metrics)
             # A line that wraps cannot be rewritten.
             shown = text[: max(20, shutil.get_terminal_size().columns - 1)]
-            sys.stderr.write(f"\r{shown}\x1b[K")
-            sys.stderr.flush()
+            write(sys.stderr, f"\r{shown}\x1b[K")
             Progress.live = self
         else:
             self.say(text)  # type: ignore[operator]
@@ -101,5 +102,4 @@ def end_live_line() -> None:
     """Before anything else goes to the terminal: the line that was rewritten stays as it is, and a new one begins."""
     if Progress.live is not None:
         Progress.live = None
-        sys.stderr.write("\n")
-        sys.stderr.flush()
+        write(sys.stderr, "\n")

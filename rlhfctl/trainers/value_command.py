@@ -23,6 +23,7 @@ from rlhfctl.recipe.oreo_sections import ValueFit
 from rlhfctl.recipe.sections import DataSource
 from rlhfctl.rewards.build import build_sources
 from rlhfctl.rollout.types import Request
+from rlhfctl.streams import write
 from rlhfctl.trainers.optimizer import clip_and_step
 from rlhfctl.trainers.value_fit import (
     SAMPLE_STEP,
@@ -107,12 +108,12 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        write(sys.stderr, f"{line}\n")
 
     try:
         out = run(given, say)
     except RlhfctlError as error:
-        print(error.message, file=sys.stderr)
+        write(sys.stderr, f"{error.message}\n")
         return error.exit_code
     print(out)
     return 0

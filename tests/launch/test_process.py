@@ -76,6 +76,25 @@ def test_console_lines_reach_the_user(tmp_path: Path) -> None:
     assert stderr == "step 1\nstep 2\n"
 
 
+def test_a_reader_of_the_console_that_goes_away_ends_nothing(tmp_path: Path) -> None:
+    body = """
+        import sys, time
+        for step in range(3):
+            with open(sys.argv[1] + "/console.log", "a") as console:
+                console.write("step\\n")
+            time.sleep(0.3)
+        open(sys.argv[1] + "/end", "w").close()
+    """
+    argv = agent_argv(tmp_path, body, processes=1)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stderr:
+        result = run_agent(argv, env, tmp_path / "agent.log", tmp_path / "console.log", stderr, [], [])
+    assert (result.returncode, result.signum) == (0, None)
+    assert (tmp_path / "end").exists()
+
+
 def test_a_signal_goes_to_each_worker_once_and_lets_it_finish(tmp_path: Path) -> None:
     body = """
         import os, signal, sys, time
