@@ -1,6 +1,7 @@
 """What a run directory holds, as far as it is there and whole: a report of a run that failed early is a report too."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,9 @@ class Run:
         return [
             (float(row["step"]), float(row[name]))
             for row in self.metrics
-            if isinstance(row.get(name), int | float) and isinstance(row.get("step"), int)
+            if isinstance(row.get(name), int | float)
+            and math.isfinite(row[name])
+            and isinstance(row.get("step"), int)
         ]
 
     def numbers(self) -> list[str]:

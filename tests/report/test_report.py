@@ -103,6 +103,19 @@ def test_damaged_files_are_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert "damaged: metrics.jsonl: 1 line(s)" in page([read])
 
 
+def test_a_point_that_is_no_finite_number_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", steps=3)
+    with open(run / "metrics.jsonl", "a") as file:
+        for number in ("NaN", "Infinity", "-Infinity", "1e999"):
+            file.write(f'{{"step": 9, "reward/mean": {number}, "loss/none": {number}}}\n')
+    read = read_run(run)
+    assert [step for step, _ in read.series("reward/mean")] == [1.0, 2.0, 3.0]
+    assert "loss/none" not in read.numbers()
+    drawn = page([read])
+    assert "nan" not in drawn.lower()
+    assert "loss/none" not in drawn
+
+
 def test_differences_are_those_of_the_recipes(tmp_path: Path) -> None:
     runs = [read_run(make_run(tmp_path / "a")), read_run(make_run(tmp_path / "b", "2e-3"))]
     assert differences(runs) == [("optim.lr", [0.001, 0.002])]
