@@ -7,6 +7,7 @@ import errno
 from pathlib import Path
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_PATH = {errno.ENAMETOOLONG: "the name is too long", errno.ELOOP: "its links go in a circle"}
 
 
 class RlhfctlError(Exception):
@@ -70,6 +71,13 @@ def is_disk_full(error: BaseException) -> bool:
             "PytorchStreamWriter failed",
         )
     )
+
+
+def impossible_path(error: BaseException) -> str | None:
+    """The sentence for a path that no file can have; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in NO_PATH:
+        return None
+    return f"{error.filename or 'a path'} cannot be a file or a directory: {NO_PATH[error.errno]}"
 
 
 def unwritable(path: Path, error: OSError) -> RlhfctlError:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 import zlib
 from collections.abc import Callable
@@ -309,7 +310,7 @@ class RunDir:
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Replace a small file at once; durable: also after a power cut."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name[:40]}.{os.getpid()}")  # of a name of any length
     try:
         with open(aside, "w", encoding="utf-8") as file:
             file.write(text)
@@ -324,6 +325,19 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
         raise
     if durable:
         sync_directory(path.parent)
+
+
+def write_named(path: Path, text: str) -> None:
+    """A file that the user named: replaced at once where it is one; a link stays, a device or a pipe is written to."""
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        regular = True
+    if regular:
+        write_text(Path(os.path.realpath(path)), text, durable=False)
+    else:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 def overwrite(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ import typer
 from rlhfctl.cli.console import Console
 from rlhfctl.cli.exit_codes import DONE
 from rlhfctl.cli.options import JsonOption, QuietOption, VerboseOption
-from rlhfctl.errors import RunFailed, Unable, UsageError, is_disk_full, unwritable
+from rlhfctl.errors import RunFailed, Unable, UsageError, impossible_path, is_disk_full, unwritable
 
 
 def report(
@@ -53,15 +53,15 @@ def report(
         raise UsageError("--port is for --watch")
     from rlhfctl.report.page import page
     from rlhfctl.report.read import read_run
-    from rlhfctl.run_dir import write_text
+    from rlhfctl.run_dir import write_named
 
     console: Console = ctx.obj
     target = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     read = [read_run(path) for path in runs]
     try:
-        write_text(target, page(read), durable=False)
+        write_named(target, page(read))
     except OSError as error:
-        if is_disk_full(error):
+        if is_disk_full(error) or impossible_path(error):
             raise unwritable(target, error) from None
         raise Unable(f"cannot write {target}: {error.strerror or error}") from None
     told = [

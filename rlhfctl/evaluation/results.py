@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhfctl.errors import UsageError, unwritable
 from rlhfctl.evaluation.estimates import Estimate
-from rlhfctl.run_dir import write_text
+from rlhfctl.run_dir import write_named
 
 if TYPE_CHECKING:
     from rlhfctl.evaluation.run import Result, Row
@@ -96,6 +96,6 @@ def write_whole(path: Path, text: str) -> None:
     full disk, UsageError for what else cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text, durable=False)
+        write_named(path, text)
     except OSError as error:
         raise unwritable(path, error) from None
