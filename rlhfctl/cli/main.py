@@ -8,10 +8,10 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from rlhfctl.cli.console import Console, give_up
+from rlhfctl.cli.console import Console
 from rlhfctl.cli.doctor import doctor
 from rlhfctl.cli.evaluate import evaluate
 from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, TERMINATED, UNABLE, USAGE
@@ -20,7 +20,8 @@ from rlhfctl.cli.recipes import recipes
 from rlhfctl.cli.report import report
 from rlhfctl.cli.serve_rm import serve_rm
 from rlhfctl.cli.train import oreo, ppo, reft, rm, sft
-from rlhfctl.errors import RlhfctlError, is_disk_full
+from rlhfctl.errors import RlhfctlError, impossible_path, is_disk_full
+from rlhfctl.streams import give_up, write
 
 SECTIONS = {
     "Train": ("sft", "rm", "ppo", "reft", "oreo"),
@@ -42,6 +43,19 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "report": report,
 }
 COMPLETE = "_RLHFCTL_COMPLETE"
+
+
+class Command(TyperCommand):
+    """Its flags reach the console as they were parsed: short ones may stand together (-nq)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        console: Console = ctx.obj
+        console.began = True
+        console.json, console.quiet = ctx.params["json"], ctx.params["quiet"]
+        console.verbose |= ctx.params["verbose"]
+        if console.verbose:
+            os.environ["RLHFCTL_DEBUG"] = "1"
+        return super().invoke(ctx)
 
 
 class Sections(TyperGroup):
@@ -114,7 +128,7 @@ def root(
 def add_commands() -> None:
     """In the order of SECTIONS."""
     for name in (name for names in SECTIONS.values() for name in names):
-        app.command(name)(COMMANDS[name])
+        app.command(name, cls=Command)(COMMANDS[name])
 
 
 add_commands()
@@ -124,12 +138,9 @@ def run(argv: list[str]) -> int:
     """One command line to its exit code. Every way it can end prints what the contract says, once."""
     debug = os.environ.get("RLHFCTL_DEBUG", "") not in ("", "0")
     before_rest = argv[: argv.index("--")] if "--" in argv else argv
-    flags = set(before_rest)
-    console = Console(
-        "--json" in flags, bool(flags & {"-q", "--quiet"}), debug or bool(flags & {"-v", "--verbose"})
-    )
-    if console.verbose:
-        os.environ["RLHFCTL_DEBUG"] = "1"
+    console = Console("--json" in before_rest, verbose=debug)  # until the command is parsed
+    if (sentence := empty_argument(argv)) is not None:
+        return console.finish(USAGE, message=sentence)
     received: list[int] = []
 
     def terminate(signum: int, frame: FrameType | None) -> None:
@@ -152,18 +163,33 @@ def run(argv: list[str]) -> int:
         show_traceback(console)
         problems = [problem.as_dict() for problem in getattr(error, "problems", [])]
         return console.finish(error.exit_code, message=error.message, fields={"errors": problems})
-    except SystemExit:  # typer's answer to a reader of the help that went away
-        give_up(sys.stdout)
-        return DONE
+    except SystemExit as error:  # typer's answer to any broken pipe
+        if not console.began:  # a reader of the help that went away
+            give_up(sys.stdout)
+            return DONE
+        return console.finish(FAILED, message=bug(error.__context__ or error))
     except typer.TyperException as error:
         return console.finish(USAGE, message=usage_message(error, argv))
     except Exception as error:
         show_traceback(console)
         if (full := disk_full(error)) is not None:
             return console.finish(UNABLE, message=full)
-        return console.finish(
-            FAILED, message=f"a bug in rlhfctl: {type(error).__name__}: {error} (-v shows the traceback)"
-        )
+        if (sentence := impossible_path(error)) is not None:
+            return console.finish(USAGE, message=sentence)
+        return console.finish(FAILED, message=bug(error))
+
+
+def bug(error: BaseException) -> str:
+    return f"a bug in rlhfctl: {type(error).__name__}: {error} (-v shows the traceback)"
+
+
+def empty_argument(argv: list[str]) -> str | None:
+    """The sentence for an argument of no characters: as a path it would mean the current directory."""
+    for before, word in zip(["rlhfctl", *argv], argv, strict=False):
+        place = before if not word else word.removesuffix("=")
+        if not word or (word.startswith("--") and word.endswith("=")):
+            return f"the argument after {place} is empty: give it a value, or leave it out"
+    return None
 
 
 def usage_message(error: typer.TyperException, argv: list[str]) -> str:
@@ -196,4 +222,5 @@ def main() -> None:
         sys.exit(complete(get_command(app), os.environ[COMPLETE], sys.argv[1:]))
     code = run(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said: a late Ctrl-C must not end it otherwise
+    write(sys.stderr, "")  # what a library left there for a reader who has gone would end it otherwise, too
     sys.exit(code)

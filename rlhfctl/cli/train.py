@@ -1,5 +1,6 @@
 """sft, rm, ppo, reft, oreo: five names, one body. What was checked is what runs: the resolved recipe."""
 
+import os
 import shlex
 import signal
 from collections.abc import Callable
@@ -180,7 +181,7 @@ def resumed(
     from rlhfctl.cli.run_rules import check_changes, run_to_resume
     from rlhfctl.recipe.load import load_recipe, read_resolved
 
-    if source is not None and "=" in source and not Path(source).exists():
+    if source is not None and "=" in source and not os.path.exists(source):
         overrides, source = [source, *overrides], None  # `--resume --run-dir DIR train.steps=200`
     given = None if source is None else load_recipe(source, overrides, task)
     run = run_to_resume(run_dir, given.recipe.name if given else None)

@@ -51,7 +51,7 @@ def load_recipe(source: str, overrides: Sequence[str] = (), task: str | None = N
     own_task = checked_task(tree, problems)
     if task is not None and own_task != task:
         raise UsageError(wrong_command(source, own_task, task))
-    resolve_paths(tree)
+    problems += resolve_paths(tree)
     return Loaded(validated(tree, own_task, problems), path, source, tree)
 
 

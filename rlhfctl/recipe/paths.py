@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
+from rlhfctl.errors import impossible_path
+from rlhfctl.recipe.errors import Problem
+
 if TYPE_CHECKING:  # a completion reads no YAML
     from rlhfctl.recipe.tree import Tree
     from rlhfctl.recipe.yaml12 import Path
@@ -36,19 +39,36 @@ BESIDE_LAST = ("data.train.*.path", "data.eval.*.path", "value_fit.prompts.*.pat
 WORDS = {"value_model.init": ("policy", "reward_model")}
 
 
-def resolve_paths(tree: "Tree") -> None:
-    """Make the paths in the tree absolute where they exist."""
+def resolve_paths(tree: "Tree") -> list[Problem]:
+    """Make the paths in the tree absolute where they exist; returns those that no file can have."""
+    problems = []
     for pattern in PATHS:
         for path in matches(tree.root, tuple(pattern.split(".")), ()):
             container: Any = tree.root
             for part in path[:-1]:
                 container = container[part]
             value = container[path[-1]]
-            if isinstance(value, str) and value and value not in WORDS.get(pattern, ()):
+            if isinstance(value, str) and value not in WORDS.get(pattern, ()):
                 place = tree.place(path)
+                if (wrong := fault(value)) is not None:
+                    key = ".".join(map(str, path))
+                    problems.append(Problem(f"{key}: {wrong}", place, key))
+                    continue
                 beside = [FilePath(place.file).parent] if place is not None and place.file else []
                 first, last = beside * (pattern in BESIDE_FIRST), beside * (pattern in BESIDE_LAST)
                 container[path[-1]] = resolved(value, [*first, FilePath(), *last])
+    return problems
+
+
+def fault(value: str) -> str | None:
+    """Why this can be no path, whatever is there: an empty one would mean the current directory."""
+    if not value:
+        return "an empty path: name a file or directory, or leave the key out"
+    try:
+        os.stat(os.path.expanduser(value))
+    except (OSError, ValueError) as error:
+        return impossible_path(error)
+    return None
 
 
 def resolved(value: str, bases: list[FilePath]) -> str:
