@@ -204,14 +204,24 @@ def outcome(result: Any, sample: Sample) -> dict[str, Any]:
         value = float(given["score"])
         metrics = {str(key): float(metric) for key, metric in (given.get("metrics") or {}).items()}
         spans = [[int(s["start"]), int(s["end"]), float(s["score"])] for s in given.get("spans") or []]
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        return _failure(f"returned something that is not a score ({error}): {str(result)[:80]}")
+    except OverflowError:  # a whole number that no float can hold
+        return _failure(f"returned a number that is not finite: {shown(result)}")
+    except Exception as error:  # what the user's objects raise when they are read as numbers
+        return _failure(f"returned something that is not a score ({error}): {shown(result)}")
     length = len(sample["response"])
     if not all(math.isfinite(number) for number in (value, *metrics.values(), *(span[2] for span in spans))):
-        return _failure(f"returned a number that is not finite: {str(result)[:80]}")
+        return _failure(f"returned a number that is not finite: {shown(result)}")
     if not all(0 <= start < end <= length for start, end, _ in spans):
-        return _failure(f"returned a span outside the response (0 to {length}): {spans}")
+        return _failure(f"returned a span outside the response (0 to {length}): {shown(spans)}")
     return {"status": "ok", "score": value, "spans": spans, "metrics": metrics, "error": None}
+
+
+def shown(value: Any) -> str:
+    """Shortened; the type alone of what cannot be written out (a whole number of thousands of digits)."""
+    try:
+        return str(value)[:80]
+    except Exception:
+        return type(value).__name__
 
 
 def _failure(error: str) -> dict[str, Any]:

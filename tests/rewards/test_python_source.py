@@ -169,7 +169,25 @@ def test_a_sample_that_raises_fails_alone(make: Make) -> None:
         ("None", "error", "ValueError: returned NoneType instead of a list of scores"),
         ("[float('nan')] * 2", "error", "returned a number that is not finite: nan"),
         ("[float('-inf')] * 2", "error", "returned a number that is not finite: -inf"),
+        ("[10**400] * 2", "error", "returned a number that is not finite: 1000"),
+        ("[-(10**5000)] * 2", "error", "returned a number that is not finite: int"),
+        ("[{'score': 1, 'metrics': {'m': 10**400}}] * 2", "error", "not finite"),
+        (
+            "[{'score': 1, 'spans': [{'start': 0, 'end': 1, 'score': 10**400}]}] * 2",
+            "error",
+            "not finite",
+        ),
+        (
+            "[{'score': 1, 'spans': [{'start': 0, 'end': 10**5000, 'score': 1}]}] * 2",
+            "error",
+            "a span outside the response (0 to 1): list",
+        ),
         ("['high'] * 2", "error", "returned something that is not a score"),
+        (
+            "[type('Odd', (), {'__float__': lambda self: 1 / 0})()] * 2",
+            "error",
+            "returned something that is not a score (division by zero)",
+        ),
         ("[{'value': 1}] * 2", "error", "returned a dict without 'score'"),
         ("[{'score': 1, 'metrics': {'m': float('inf')}}] * 2", "error", "not finite"),
         (
