@@ -171,7 +171,12 @@ def only_rate(outcome: Outcome) -> dict[str, float]:
 
 
 def is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def addresses(section: RemoteSource) -> list[str]:

@@ -1,16 +1,18 @@
 """OpenRLHF's form of a request: `query` is prompt and response as one text, `prompts` the prompt alone.
 
 A model scores messages through its own template, so a prompt has to be told apart from its response and must not be
-rendered already, unless through this very model's template: then its special tokens are this model's, and the text is
-cut into the same ids. A prompt with another model's special tokens is refused: its score would mean nothing.
+rendered already, through another model's template or its own: the text would go through a second one, and its score
+would mean nothing. A prompt with special tokens or the opening of a turn in it is refused.
 """
 
 import re
 from typing import Any
 
+from rlhfctl.data.templated import OPENINGS
 from rlhfctl.rewards.match import SPECIAL
 from rlhfctl.serving.protocol import OpenRlhfRequest
 
+RENDERED = re.compile("|".join([SPECIAL.pattern, *map(re.escape, OPENINGS)]))
 EDGES = re.compile(rf"^(?:\s*(?:{SPECIAL.pattern}))+|(?:(?:{SPECIAL.pattern})\s*)+$")
 
 
@@ -53,7 +55,7 @@ def divide(query: str, prompt: str | None, place: int) -> tuple[str, str]:
 
 
 def refuse_rendered(prompt: str, place: int) -> None:
-    found = SPECIAL.search(prompt)
+    found = RENDERED.search(prompt)
     if found is not None:
         raise Unusable(
             f"prompts.{place}",

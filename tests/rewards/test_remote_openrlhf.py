@@ -198,6 +198,7 @@ def nan(body: dict[str, Any]) -> Response:
         (lambda body: {"rewards": [1, 2, 3, 4, 5]}, [None] * 4, "has 5 rewards for 4 queries"),
         (lambda body: {"rewards": 1.0}, [None] * 4, "holds no list of rewards"),
         (lambda body: [1, 2, 3, 4], [None] * 4, "holds no list of rewards"),
+        (lambda body: {"rewards": [1, 10**400, 3, 4]}, [1.0, None, 3.0, 4.0], "finite number, not 1000"),
         (lambda body: {"rewards": [[1], [2], [3], [4]]}, [None] * 4, "finite number, not [1]"),
         (lambda body: Response("<html>", media_type="text/html"), [None] * 4, "is not JSON"),
         (lambda body: Response("{}", 404), [None] * 4, "HTTP 404"),
