@@ -14,6 +14,8 @@ MAX_BODY_BYTES = 32 * 2**20
 
 Granularity = Literal["sequence", "step", "token"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Score = Annotated[float, Field(allow_inf_nan=False, strict=True)]  # whole numbers too; no text, no true
+Offset = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Strict(BaseModel):
@@ -73,9 +75,9 @@ class OpenRlhfRequest(Strict):
 class SpanScore(BaseModel):
     """Characters [start, end) of the response."""
 
-    start: int = Field(ge=0)
-    end: int = Field(ge=0)
-    score: Finite
+    start: Offset
+    end: Offset
+    score: Score
 
 
 class Reward(BaseModel):
@@ -83,7 +85,7 @@ class Reward(BaseModel):
 
     id: str
     status: Literal["ok", "error", "timeout", "missing"]
-    score: Finite | None = None
+    score: Score | None = None
     spans: list[SpanScore] = Field(default_factory=list)
     metrics: dict[str, Finite] = Field(default_factory=dict)
     error: str | None = None

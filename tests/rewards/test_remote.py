@@ -225,7 +225,7 @@ def entry(index: int, **keys: Any) -> Answer:
         (entry(1, score=math.nan), ["ok", "error", "ok"], "finite"),
         (entry(1, score=math.inf), ["ok", "error", "ok"], "finite"),
         (entry(1, score=None), ["ok", "error", "ok"], "status ok with score None"),
-        (entry(1, score="1"), ["ok", "ok", "ok"], ""),
+        (entry(1, score="1"), ["ok", "error", "ok"], "score"),
         (entry(1, score="high"), ["ok", "error", "ok"], "score"),
         (entry(1, status="great"), ["ok", "error", "ok"], "status"),
         (entry(1, status="error", error="boom"), ["ok", "error", "ok"], "status error with score"),
