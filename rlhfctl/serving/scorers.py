@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfctl import __version__
+from rlhfctl.base_weights import read_facts
 from rlhfctl.errors import Refused, UsageError
 from rlhfctl.models.hub import is_hub_id, local_directory
 from rlhfctl.recipe.sections import ModelSource, PythonSource
@@ -20,6 +21,8 @@ from rlhfctl.serving.protocol import SCHEMA, HeadInfo, Info, TemplateInfo
 
 FUNCTIONS = ("score", "reward_func", "reward")  # ours, OpenRLHF's, TRL's; the first that the file has
 MAX_WORKERS = 4
+# Told in the handshake, None where the model has none; further ones where it has them.
+TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 Samples = list[dict[str, Any]]
 
@@ -57,6 +60,7 @@ def open_model(path: str, engine: str = "plain", dtype: str = "auto", name: str 
     from transformers.utils import logging
 
     from rlhfctl.models.heap import keep_large_blocks
+    from rlhfctl.models.load import resolve_dtype
     from rlhfctl.rewards.model import ModelReward
 
     logging.disable_progress_bar()
@@ -67,24 +71,28 @@ def open_model(path: str, engine: str = "plain", dtype: str = "auto", name: str 
     rm = source.bridge.rm
     model = source.model
     tokenizer = rm.tokenizer.to_str()
-    names = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
     template = TemplateInfo(
-        sha256=rm.sha256, text=rm.template, tokens={name: rm.tokens.get(name) for name in names}
+        sha256=rm.sha256, text=rm.template, tokens={**dict.fromkeys(TOKEN_NAMES), **rm.tokens}
     )
+    max_length = source.bridge.options.max_length
     head = HeadInfo(status="loaded", shape=list(model.head.weight.reshape(1, -1).shape))
     info = Info(
         schema=SCHEMA,
         kind="model",
         name=name or Path(path).resolve().name,
         version=__version__,
-        fingerprint=hash_of(rm.sha256, tokenizer, *weight_facts(Path(path))),
+        fingerprint=hash_of(
+            *(rm.sha256, sorted(rm.tokens.items()), tokenizer, max_length),
+            str(resolve_dtype(dtype, source.device)),
+            *weight_facts(Path(path)),
+        ),
         granularities=source.granularities,
         template=template,
         tokenizer_sha256=hash_of(tokenizer),
         head=head,
         mean=model.mean,
         std=model.std,
-        max_length=source.bridge.options.max_length,
+        max_length=max_length,
     )
     return Served(info, [ModelScorer(source.score)], tuple(rm.markers))
 
@@ -184,11 +192,15 @@ def split(outcomes: list[Outcome], requests: Sequence[Samples]) -> list[list[Out
 def weight_facts(directory: Path) -> list[Any]:
     """The configuration, and of each weights file its size and 64 pieces of it: gigabytes need not be read.
 
-    An adapter's facts are followed by those of the checkpoint it stands on."""
+    An adapter's facts are followed by those of the checkpoint it stands on: what that holds, not where it is."""
     facts: list[Any] = []
-    for name in ("config.json", "adapter_config.json"):
-        if (directory / name).is_file():
-            facts.append((directory / name).read_text())
+    adapter = directory / "adapter_config.json"
+    if (directory / "config.json").is_file():
+        facts.append((directory / "config.json").read_text())
+    if adapter.is_file():
+        written, trained_on = json.loads(adapter.read_text()), read_facts(directory)
+        written.pop("base_model_name_or_path", None)
+        facts += [written, trained_on.get("quantization"), trained_on.get("quantization_block")]
     for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
         size = file.stat().st_size
         pieces = hashlib.sha256()
@@ -197,7 +209,7 @@ def weight_facts(directory: Path) -> list[Any]:
                 opened.seek(size * place // 64)
                 pieces.update(opened.read(1 << 16))
         facts.append([file.name, size, pieces.hexdigest()])
-    if (directory / "adapter_config.json").is_file():
+    if adapter.is_file():
         from rlhfctl.models.adapter_base import base_of
 
         facts += weight_facts(Path(base_of(directory)))

@@ -14,24 +14,27 @@ from typing import Any
 import httpx
 import huggingface_hub.constants
 import pytest
+import torch
+from fake_reward_server import Fake
 
 from rlhfctl.errors import Refused
 from rlhfctl.quickstart.chains import write_model
 from rlhfctl.recipe.sections import ModelSource, RemoteSource, Template
 from rlhfctl.rewards.model import ModelReward
 from rlhfctl.rewards.remote import RemoteReward
-from rlhfctl.serving.scorers import open_served
+from rlhfctl.serving.app import reward
+from rlhfctl.serving.scorers import open_served, weight_facts
 
 NO_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     "{% if m.role == 'user' %}={% endif %}{{ m.content }}{{ eos_token }}\n{% endfor %}"
 )
+AUTO = "bfloat16" if torch.cuda.is_available() else "float32"  # what a model of dtype auto is in here
 
 
 @pytest.fixture(scope="module")
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random but for its seed; its template takes no system message."""
-    import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     directory = tmp_path_factory.mktemp("reward-model")
@@ -109,6 +112,44 @@ def test_handshake(served: Any, reward_model: Path) -> None:
     assert info["granularities"] == ["sequence"]
 
 
+def test_the_fingerprint_follows_what_decides_a_score(reward_model: Path, tmp_path: Path) -> None:
+    """And not the place of the files."""
+    copies = {
+        name: shutil.copytree(reward_model, tmp_path / name) for name in ("here", "there/again", "token")
+    }
+    settings = json.loads((copies["token"] / "tokenizer_config.json").read_text())
+    settings["bos_token"] = settings["eos_token"]
+    (copies["token"] / "tokenizer_config.json").write_text(json.dumps(settings))
+    found = {name: open_served(str(path)).info for name, path in copies.items()}
+    assert found["here"].fingerprint == found["there/again"].fingerprint
+    assert found["here"].template is not None
+    assert found["token"].template is not None
+    assert found["here"].template.sha256 == found["token"].template.sha256
+    assert found["here"].tokenizer_sha256 == found["token"].tokenizer_sha256
+    assert found["here"].fingerprint != found["token"].fingerprint
+    same = open_served(str(copies["here"]), dtype=AUTO).info.fingerprint
+    other = open_served(str(copies["here"]), dtype="bfloat16" if AUTO == "float32" else "float32")
+    assert same == found["here"].fingerprint != other.info.fingerprint
+
+
+def test_an_adapter_is_the_same_wherever_its_base_lies(tmp_path: Path) -> None:
+    found = []
+    for name, settings in (("a", {}), ("b", {}), ("c", {"lora_alpha": 9})):
+        base, adapter = tmp_path / name / f"base-{name}", tmp_path / name / "adapter"
+        base.mkdir(parents=True)
+        adapter.mkdir()
+        (base / "config.json").write_text("{}")
+        written = {"base_model_name_or_path": str(base), "lora_alpha": 8, **settings}
+        (adapter / "adapter_config.json").write_text(json.dumps(written))
+        found.append(weight_facts(adapter))
+    assert found[0] == found[1] != found[2]
+    for settings in ({"quantization": "nf4", "quantization_block": 64}, {"quantization": "int8"}):
+        facts = {"path": "gone", "fingerprint": None, **settings}
+        (tmp_path / "a/adapter/adapter_base.json").write_text(json.dumps(facts))
+        found.append(weight_facts(tmp_path / "a/adapter"))
+    assert len({json.dumps(each) for each in found}) == 4
+
+
 def test_a_granularity_that_the_model_cannot_give(served: Any) -> None:
     answer = served.ask(question(1), granularity="token")
     assert answer.status_code == 422
@@ -150,6 +191,30 @@ def test_the_trainer_refuses_another_template_or_fingerprint(served: Any) -> Non
             RemoteReward(RemoteSource.model_validate({"kind": "remote", "url": served.url, key: "0" * 64}))
 
 
+def test_a_server_of_another_template_than_it_tells_is_refused(reward_model: Path, tmp_path: Path) -> None:
+    """The text that was scored is rendered here too: what the handshake says is held against it."""
+    rows = [question(n) for n in range(3)]
+    other = shutil.copytree(reward_model, tmp_path / "other")
+    (other / "chat_template.jinja").write_text(NO_SYSTEM.replace("%}={%", "%}#{%"))
+    told, scores = open_served(str(reward_model)).info, open_served(str(other)).scorers[0]
+
+    def answer(fake: Fake, body: dict[str, Any]) -> Any:
+        asked = body["samples"]
+        outcomes = scores.score([asked])[0]
+        found = [
+            reward(each["id"], outcome, "sequence") for each, outcome in zip(asked, outcomes, strict=True)
+        ]
+        return {"schema": 1, "rewards": found, "model": {"fingerprint": told.fingerprint}}
+
+    server = Fake(answer, told.model_dump(by_alias=True))
+    remote = RemoteReward(RemoteSource(kind="remote", url=server.url))
+    outcomes = remote.score(rows)
+    remote.close()
+    server.close()
+    assert [(outcome.status, outcome.score) for outcome in outcomes] == [("error", None)] * 3
+    assert "scored another text than its own template makes of the sample 'q0'" in str(outcomes[0].error)
+
+
 def openrlhf_client(url: str, data: dict[str, Any], tries: int = 5, timeout: float = 180.0) -> dict[str, Any]:
     """What a client of OpenRLHF's remote reward does: a JSON post, five tries, and no look at anything but the body."""
     for _ in range(tries):
@@ -184,6 +249,11 @@ def test_a_client_of_openrlhf_gets_an_error_and_never_a_zero(served: Any) -> Non
         "/get_reward", json={"query": ["<|im_start|>user\nx y"], "prompts": ["<|im_start|>user\nx "]}
     )
     assert "rendered through a chat template already" in answer.json()["error"]["message"]
+    for rendered in ("[INST] hi [/INST]", "<start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n"):
+        answer = served.post("/get_reward", json={"query": [f"{rendered}y"], "prompts": [rendered]})
+        assert answer.status_code == 422
+        assert answer.json()["error"]["fields"][0]["field"] == "prompts.0"
+        assert "rendered through a chat template already" in answer.json()["error"]["message"]
     answer = served.post("/get_reward", json={"query": ["x y"]})
     assert (answer.status_code, answer.json()["error"]["fields"][0]["field"]) == (422, "prompts")
     too_long = served.post("/get_reward", json={"query": ["1+1?" + "1" * 5000], "prompts": ["1+1?"]})
