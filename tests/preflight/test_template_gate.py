@@ -117,7 +117,7 @@ def test_reasoning_that_sft_would_lose(gate: Any) -> None:
 
 def test_parts_of_rows_that_the_template_leaves_out(gate: Any) -> None:
     plain = [QUESTION, {"role": "assistant", "content": "plain"}]
-    for template, id, row, what in (
+    for name, id, row, what in (
         (
             "qwen2.5-7b-instruct",
             "T018",
@@ -141,11 +141,11 @@ def test_parts_of_rows_that_the_template_leaves_out(gate: Any) -> None:
         ),
         ("chatml", "T016", {"messages": plain, "tools": [TOOL]}, "the tools column"),
     ):
-        found = gate("sft", template, [plain, row])
-        assert (template, fatal(found) - {"T030", "T031"}) == (template, {id})
+        found = gate("sft", name, [plain, row])
+        assert (name, fatal(found) - {"T030", "T031"}) == (name, {id})
         assert "d.jsonl:2: " in found["policy", id].detail
         assert what in found["policy", id].detail
-        assert fatal(gate("sft", template, [plain], template={"allow": [id]})) == set()
+        assert fatal(gate("sft", name, [plain], template={"allow": [id]})) == set()
 
 
 def test_rows_that_a_template_keeps_whole(gate: Any) -> None:
@@ -153,8 +153,8 @@ def test_rows_that_a_template_keeps_whole(gate: Any) -> None:
     answered = [*asked, {"role": "assistant", "content": "\n<think>\nso\n</think>\n\nIt is 7.  "}]
     row = {"messages": [SYSTEM, *answered], "tools": json.dumps([TOOL["function"]])}
     once = {"train_on": "last_assistant"}
-    for template in ("qwen2.5-7b-instruct", "qwen3-0.6b", "glm-4.6", "kimi-k2"):
-        assert (template, fatal(gate("sft", template, [row], data=once))) == (template, set())
+    for name in ("qwen2.5-7b-instruct", "qwen3-0.6b", "glm-4.6", "kimi-k2"):
+        assert (name, fatal(gate("sft", name, [row], data=once))) == (name, set())
     earlier = [QUESTION, {**ANSWER, "reasoning_content": "r"}, QUESTION, {**ANSWER, "reasoning_content": "q"}]
     assert fatal(gate("sft", "qwen3-0.6b", [earlier], data=once)) == set()
     assert fatal(gate("ppo", "mistral-nemo-2407", [[SYSTEM, QUESTION]])) == set()
