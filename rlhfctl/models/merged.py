@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhfctl.errors import RunFailed
+from rlhfctl.models.finite import all_finite
 from rlhfctl.models.in_parts import BUCKET, buckets, gathered
 from rlhfctl.models.lora import adapter_layers
 from rlhfctl.models.quantize import dense_linear, is_quantized, put
@@ -64,8 +66,14 @@ def merged_linear(layer: Any) -> nn.Linear:
 
 
 def make_dense(model: nn.Module) -> None:
-    """Adapters folded in and every quantised layer an ordinary one again; in place."""
+    """Adapters folded in and every quantised layer an ordinary one again; in place. Raises RunFailed."""
     adapted = {id(layer) for layer in adapter_layers(model)}
     for wrapped in (lambda module: id(module) in adapted, is_quantized):
         for name, module in [found for found in model.named_modules() if wrapped(found[1])]:
-            put(model, name, merged_linear(module))
+            merged = merged_linear(module)
+            if not all_finite(list(merged.parameters())):
+                raise RunFailed(
+                    f"the adapter of {name} overflows when it is added to its weight: the merged model would hold NaN "
+                    "or infinity and is not saved; lower optim.lr"
+                )
+            put(model, name, merged)

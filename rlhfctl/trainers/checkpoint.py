@@ -19,6 +19,7 @@ from rlhfctl.base_weights import base_facts, refuse_other_base
 from rlhfctl.errors import Interrupted, Refused, RunFailed
 from rlhfctl.heartbeat import heartbeat
 from rlhfctl.models.export import export_policy, load_trainable
+from rlhfctl.models.finite import first_non_finite
 from rlhfctl.run_dir import truncate_jsonl
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import any_rank, barrier
@@ -34,14 +35,33 @@ def due(every: int, step: int, total: int) -> bool:
 def save(
     ctx: RunContext, models: dict[str, nn.Module], optimizers: Mapping[str, Learner], state: dict[str, Any]
 ) -> None:
-    """Write one checkpoint (rank 0), atomically, and drop old ones. state: {"step": ..., counters}."""
+    """Write one checkpoint (rank 0), atomically, and drop old ones. state: {"step": ..., counters}.
+
+    Raises RunFailed, and writes nothing, where a trained weight is NaN or infinity."""
     heartbeat.at("the checkpoint", state["step"])
+    refuse_non_finite_weights(ctx, models, state["step"])
     states = {name: optimizer.state() for name, optimizer in optimizers.items()}
     with whole_on_rank_zero(optimizers.values()):
         if ctx.rank == 0:
             write_checkpoint(ctx, models, states, state)
         barrier()
     heartbeat.at("train", state["step"] + 1)
+
+
+def refuse_non_finite_weights(ctx: RunContext, models: Mapping[str, nn.Module], step: int) -> None:
+    """All ranks stop where one has a trained weight that is no number: the update of `step` was too large. The losses
+    and norms of a step are read before its update, so the last update of a run shows here alone."""
+    for model, module in models.items():
+        trained = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
+        found = first_non_finite(trained)
+        if not any_rank(found is not None):
+            continue
+        newest = ctx.run.newest_checkpoint()
+        kept = f"{newest.name} is kept" if newest else "there is no earlier checkpoint"
+        raise RunFailed(
+            f"{found or 'a parameter on another rank'} of {model} holds NaN or infinity after step {step}: these "
+            f"weights are not saved, {kept}; lower optim.lr or look at the batch"
+        )
 
 
 def keep(

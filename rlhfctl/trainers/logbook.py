@@ -85,5 +85,5 @@ class Stopwatch:
 def refuse_non_finite(step: int, name: str, value: float) -> None:
     if not math.isfinite(value):
         raise RunFailed(
-            f"{name} is {value} at step {step}: the last checkpoint is good; lower optim.lr or look at the batch"
+            f"{name} is {value} at step {step}: nothing of this step is saved; lower optim.lr or look at the batch"
         )

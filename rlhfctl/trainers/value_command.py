@@ -18,6 +18,7 @@ from rlhfctl.evaluation.answers import Judge
 from rlhfctl.evaluation.run import Answerer
 from rlhfctl.evaluation.settings import Settings
 from rlhfctl.evaluation.subject import open_subject
+from rlhfctl.models.finite import first_non_finite
 from rlhfctl.models.value_model import ValueFunction, save_value_model
 from rlhfctl.recipe.oreo_sections import ValueFit
 from rlhfctl.recipe.sections import DataSource
@@ -55,6 +56,8 @@ def fit_value(
             raise Refused(f"the value's loss is not finite at step {step + 1}: lower --lr")
         if (step + 1) % 100 == 0 or step + 1 == fit.steps:
             say(f"step {step + 1}/{fit.steps}  loss {loss:.3f}")
+    if (name := first_non_finite(model.named_parameters())) is not None:
+        raise Refused(f"{name} of the value is NaN or infinity after its last step: lower --lr")
     return model.eval()
 
 

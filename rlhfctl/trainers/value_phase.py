@@ -91,6 +91,7 @@ def train(ctx: RunContext) -> None:
             if saved:
                 checkpoint.save(ctx, models, optimizers, state)
             checkpoint.stop_if_asked(ctx, saved, models, optimizers, state)
+    checkpoint.refuse_non_finite_weights(ctx, models, total)
     facts: dict[str, object] = {"link": "logistic", "samples": len(rows), "steps": fit.steps}
     model.eval()
     found = chosen(ctx, answerer, judge, held_out, model)
