@@ -33,7 +33,7 @@ def evaluate(
     max_steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of a beam.")] = 20,
     temperature: Annotated[float | None, typer.Option(metavar="T", help="Of samples.  [1]")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Longest answer.")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of samples.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Of samples.")] = 0,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N rows.")] = None,
     engine: Annotated[str, typer.Option(metavar="NAME", help="hf, vllm or vllm_server.")] = "hf",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Gets results.jsonl, eval.json.")] = None,
@@ -77,6 +77,20 @@ def evaluate(
         max_steps, temperature, max_new_tokens, seed, limit, engine, out, compare,
         save_trajectories, balance, save_trees,
     )  # fmt: skip
+    if engine.startswith("vllm"):
+        refuse_heads(Path(source))
     result = run.evaluate(settings, console.note)
     console.finish(DONE, table.render(result), fields=results.summary(result))
     return DONE
+
+
+def refuse_heads(place: Path) -> None:
+    """What preflight says of a run that would sample with vLLM (X010), before anything is loaded."""
+    from rlhfctl.preflight.devices import this_machine
+    from rlhfctl.preflight.engine import heads_sentence, unrunnable_heads
+    from rlhfctl.templates.files import read_json
+
+    model = place / "final" if (place / "recipe.yaml").is_file() else place
+    size = unrunnable_heads(read_json(model / "config.json") or {}, this_machine())
+    if size is not None:
+        raise Unable(f"{heads_sentence(size)}: use --engine hf")

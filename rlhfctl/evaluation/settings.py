@@ -1,10 +1,12 @@
 """What one evaluation is asked to do, checked before anything heavy is loaded."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
 from rlhfctl.errors import UsageError
+from rlhfctl.recipe.base import COLDEST
 from rlhfctl.recipe.sections import Rollout
 
 ENGINES = get_args(Rollout.model_fields["engine"].annotation)
@@ -74,8 +76,13 @@ class Settings:
             raise UsageError("--value-model and --reward-model both rank the samples: give one of them")
         if self.trajectories is not None and self.search not in ("sample", "best-of-n"):
             raise UsageError("--save-trajectories writes the samples of --search sample (or best-of-n)")
-        if self.temperature is not None and self.temperature <= 0:
-            raise UsageError("--temperature must be above 0; --search greedy is what 0 would mean")
+        if self.temperature is not None and not COLDEST <= self.temperature < math.inf:
+            raise UsageError(
+                f"--temperature {self.temperature:g}: give a finite number of {COLDEST:g} or more; --search greedy is "
+                "what 0 would mean"
+            )
+        if self.alpha is not None and not math.isfinite(self.alpha):
+            raise UsageError(f"--alpha {self.alpha:g}: give a finite number")
         if any(not delimiter for delimiter in self.delimiters):
             raise UsageError("--delimiter is empty: give the text that ends a step, e.g. '\\n'")
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rlhfctl.errors import RlhfctlError
+from rlhfctl.preflight.devices import Machine
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere
 from rlhfctl.preflight.nodes import port_is_free
@@ -29,22 +31,20 @@ def runs_vllm(rollout: Rollout) -> bool:
 
 def head_findings(inputs: Inputs) -> list[Finding]:
     """X010: vLLM's attention on the CPU is compiled for some head sizes only."""
-    recipe = inputs.recipe
-    if not isinstance(recipe, PpoRecipe) or not runs_vllm(recipe.rollout) or inputs.machine.usable_gpus:
+    rollout = inputs.recipe.rollout
+    if rollout is None or not runs_vllm(rollout):
         return []
     try:
-        config = inputs.config(inputs.policy_path)
+        size = unrunnable_heads(inputs.config(inputs.policy_path), inputs.machine)
     except NotThere:
         return []
-    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    size = config.get("head_dim") or (hidden // heads if hidden and heads else None)
-    if size is None or size in VLLM_CPU_HEAD_SIZES:
+    if size is None:
         return []
     return [
         Finding(
             "X010",
             "error",
-            f"the policy's attention heads have size {size}, which vLLM cannot run on a CPU",
+            heads_sentence(size),
             f"sizes it can: {', '.join(str(size) for size in VLLM_CPU_HEAD_SIZES)}",
             "set rollout.engine: hf",
             "machine",
@@ -52,6 +52,17 @@ def head_findings(inputs: Inputs) -> list[Finding]:
             exit_code=4,
         )
     ]
+
+
+def unrunnable_heads(config: dict[str, Any], machine: Machine) -> int | None:
+    """The size of attention heads that vLLM has no kernel for on this machine; None: it has, or nobody says."""
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    size: int | None = config.get("head_dim") or (hidden // heads if hidden and heads else None)
+    return None if machine.usable_gpus or size in VLLM_CPU_HEAD_SIZES else size
+
+
+def heads_sentence(size: int) -> str:
+    return f"the policy's attention heads have size {size}, which vLLM cannot run on a CPU"
 
 
 def port_findings(rollout: Rollout) -> Iterator[Finding]:

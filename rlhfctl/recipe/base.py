@@ -6,7 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # with what is added to it, what torch takes
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+NAME = r"^[\w.-]*[\w-][\w.-]*$"  # of a directory beside others: "." and ".." are none
+COLDEST = 0.01  # temperature: vLLM samples at this one where it is asked for a lower one
 
 
 class Section(BaseModel):

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from rlhfctl.recipe import not_built
+from rlhfctl.recipe.base import NAME
 from rlhfctl.recipe.errors import Problem
 from rlhfctl.recipe.keys import keys_of, names_at
 from rlhfctl.recipe.tasks import TASKS
@@ -30,7 +31,7 @@ WANTED = {
     "model_type": "a section (KEY: VALUE)",
     "model_attributes_type": "a section (KEY: VALUE)",
 }
-PATTERNS = {r"^[\w.-]+$": "letters, digits, dots, dashes and underscores"}
+PATTERNS = {NAME: "letters, digits, dots, dashes and underscores, and not dots alone"}
 BOUNDS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
@@ -152,8 +153,10 @@ def wrong_value(path: Path, wish: str, given: Any, choices: list[str], tree: Tre
 
 
 def disagreement(path: Path, said: str, tree: Tree) -> Problem:
-    """A rule between keys: at the first key it names that is given, the last override among them before others."""
-    named = [tuple(name.split(".")) for name in re.findall(r"\b[a-z_]+(?:\.[a-z_0-9]+)+\b", said)]
+    """A rule between keys: at the first key it names that is given, the last override among them before others. A
+    section is named by the first word, where no key is."""
+    dotted_names = re.findall(r"\b[a-z_]+(?:\.[a-z_0-9]+)+\b", said)
+    named = [tuple(name.split(".")) for name in [*dotted_names, *([] if path else said.split()[:1])]]
     given = [name for name in named if name in tree.values]
     given.sort(key=lambda name: tree.values[name].override is None)
     at = given[0] if given else path
@@ -166,7 +169,11 @@ def wanted(error: Any) -> str:
         return WANTED[kind]
     if kind in BOUNDS:
         bound, words = BOUNDS[kind]
-        return f"{words} {context[bound]:g}"
+        return (
+            f"{words} {context[bound]:g}"
+            if isinstance(context[bound], float)
+            else f"{words} {context[bound]}"
+        )
     if kind == "literal_error":
         return one_of(choices_of(error))
     if kind == "too_short":

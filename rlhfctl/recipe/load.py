@@ -50,7 +50,7 @@ def load_recipe(source: str, overrides: Sequence[str] = (), task: str | None = N
     problems += apply_overrides(tree, tuple(overrides))
     own_task = checked_task(tree, problems)
     if task is not None and own_task != task:
-        raise UsageError(wrong_command(source, own_task, task))
+        raise UsageError(wrong_command(source, own_task, task, tree.place(("task",))))
     problems += resolve_paths(tree)
     return Loaded(validated(tree, own_task, problems), path, source, tree)
 
@@ -158,8 +158,12 @@ def checked_task(tree: Tree, problems: list[Problem]) -> str:
     raise RecipeError([*problems, Problem(message, place, "task", near[0] if near else None)])
 
 
-def wrong_command(source: str, own_task: str, task: str) -> str:
-    """One sentence that names the right command."""
+def wrong_command(source: str, own_task: str, task: str, place: Place | None) -> str:
+    """One sentence that names the right command, or the override that asks for another task than the command's."""
+    if place is not None and place.override is not None:
+        return (
+            f"override {place.override}: `rlhfctl {task}` trains a recipe of {task}; leave the override out"
+        )
     return f"{source} is a recipe of {own_task}, not of {task}: run `rlhfctl {own_task} {source}`"
 
 

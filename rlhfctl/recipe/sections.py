@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlhfctl.recipe.base import Fraction, NonNegative, Positive, Section
+from rlhfctl.recipe.base import COLDEST, Fraction, NonNegative, Positive, Section
 from rlhfctl.recipe.ignored import ignored_keys_of_reward
 from rlhfctl.recipe.rollout_server import RolloutServer
 
@@ -263,7 +263,7 @@ class Rollout(Section):
     max_prompt_length: Positive | None = Field(
         None, description="longer prompts are left out of training, and counted"
     )
-    temperature: float = Field(1.0, gt=0, description="logits are divided by this before sampling")
+    temperature: float = Field(1.0, ge=COLDEST, description="logits are divided by this before sampling")
     top_p: float = Field(
         1.0,
         gt=0,

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rlhfctl.recipe import token_rewards, zero_rules
 from rlhfctl.recipe.algorithm import Algorithm
+from rlhfctl.recipe.base import NAME, Seed
 from rlhfctl.recipe.deepspeed_section import DeepSpeed
 from rlhfctl.recipe.guard import Guard
 from rlhfctl.recipe.ignored import (
@@ -21,7 +22,6 @@ from rlhfctl.recipe.sections import (
     Data,
     ImplicitPrm,
     Launch,
-    NonNegative,
     Optim,
     Policy,
     Reward,
@@ -38,10 +38,8 @@ from rlhfctl.recipe.tracking import Tracking
 class Recipe(Section):
     """What all tasks share."""
 
-    name: str = Field(
-        description="name of the run: runs/NAME/DATE is its default directory", pattern=r"^[\w.-]+$"
-    )
-    seed: NonNegative = Field(17, description="the one source of randomness")
+    name: str = Field(description="name of the run: runs/NAME/DATE is its default directory", pattern=NAME)
+    seed: Seed = Field(17, description="the one source of randomness")
     policy: Policy = Field(description="the model that is trained")
     data: Data = Field(description="what it is trained and evaluated on")
     optim: Optim = Field(default_factory=Optim)

@@ -23,6 +23,9 @@ FLOAT = re.compile(
     r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
 DIGITS = "0123456789"
+MOST_VALUES = (
+    100_000  # aliases to aliases multiply: a text of a few lines can mean more values than memory holds
+)
 LONGEST_NUMBER = 1000  # digits; Python itself refuses to read much longer ones
 
 
@@ -119,6 +122,7 @@ class Reader:
         self.file = file
         self.override = override
         self.document = Document()
+        self.built = 0
         self.open: set[int] = set()  # nodes being built: an alias to one of them would never end
 
     def at(self, line: int, column: int) -> Place:
@@ -132,6 +136,12 @@ class Reader:
         self.document.problems.append(Problem(message, self.place(mark), dotted(path)))
 
     def build(self, node: yaml.Node, path: Path) -> Any:
+        self.built += 1
+        if self.built > MOST_VALUES:
+            place = self.place(node.start_mark)
+            raise RecipeError(
+                [Problem(f"more than {MOST_VALUES} values, aliases counted as often as used", place)]
+            )
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
         if id(node) in self.open:

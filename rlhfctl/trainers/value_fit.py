@@ -89,7 +89,7 @@ class Order:
 
     def _epoch(self, number: int) -> list[int]:
         if number not in self.epochs:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) & (2**63 - 1))
             self.epochs[number] = torch.randperm(self.rows, generator=generator).tolist()
         return self.epochs[number]
 

@@ -116,6 +116,20 @@ def test_prompts_that_were_trained_on_are_counted(
         (("RUN", "--search", "beam", "--value-model", "RUN/final"), 5, "is not a value model"),
         (("RUN", "--out", "/proc/x"), 2, "cannot write /proc/x/results.jsonl"),
         (("RUN", "--search", "sample", "--save-trajectories", "."), 2, "cannot write .: it is a directory"),
+        *[
+            (
+                ("RUN", "--search", "sample", "--temperature", given),
+                2,
+                f"--temperature {given}: give a finite number",
+            )
+            for given in ("nan", "inf", "1e-300", "0", "0.009")
+        ],
+        (
+            ("RUN", "--search", "beam", "--value-model", "x", "--alpha", "nan"),
+            2,
+            "--alpha nan: give a finite number",
+        ),
+        (("RUN", "--seed", str(2**63)), 2, "--seed"),
         (("RUN", "-n", "4"), 2, "-n is for --search sample, best-of-n or beam"),
         (("RUN", "--value-model", "x"), 2, "--value-model is for --search sample, best-of-n or beam"),
         (
@@ -185,6 +199,23 @@ def test_weights_that_cannot_be_read_are_told_before_anything_is_sampled(
         assert (told["exit_code"], told["message"].count("\n")) == (5, 0)
         assert said in told["message"]
         assert "greedy" not in err
+
+
+@pytest.mark.parametrize("engine", ["vllm", "vllm_server"])
+def test_heads_that_vllm_cannot_run_are_refused_before_anything_is_loaded(
+    finished_run: Path, chains: Path, evaluate: Evaluate, engine: str
+) -> None:
+    """The quickstart's model has heads of 16 on a CPU: preflight's X010."""
+    from rlhfctl.preflight.devices import this_machine
+
+    if this_machine().usable_gpus:
+        pytest.skip("a GPU runs heads of any size")
+    data = ("--data", str(chains / "data/eval.jsonl"), "--verifier", "chain_answer")
+    for words in ((str(finished_run),), (str(finished_run / "final"), *data)):
+        told, err = evaluate(*words, "--engine", engine)
+        assert told["exit_code"] == 4
+        said = "the policy's attention heads have size 16, which vLLM cannot run on a CPU: use --engine hf"
+        assert (told["message"], err) == (said, f"{said}\n")
 
 
 def test_a_ctrl_c_says_that_there_is_no_result(

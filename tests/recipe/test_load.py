@@ -70,6 +70,36 @@ def test_a_missing_recipe_names_the_nearest(recipe_file: Write, tmp_path: Path) 
     assert refusal("run").endswith("give run/recipe.yaml")
 
 
+def test_a_rule_that_names_a_section_alone_points_at_it(recipe_file: Write) -> None:
+    recipe_file(recipe_file().read_text() + "rollout: {n: 2}\n")
+    assert refusal("r.yaml").startswith("r.yaml:10:1: rollout in an sft recipe is for evaluation by a reward")
+
+
+def test_an_override_of_the_task_is_what_is_wrong_with_it(recipe_file: Write) -> None:
+    recipe_file()
+    said = refusal("r.yaml", "task=ppo", task="sft")
+    assert said == "override task=ppo: `rlhfctl sft` trains a recipe of sft; leave the override out"
+
+
+@pytest.mark.parametrize("name", [".", "..", "...", "a/b", "../x", ""])
+def test_a_name_is_a_directory_beside_others(recipe_file: Write, name: str) -> None:
+    recipe_file()
+    assert "name must be letters, digits" in refusal("r.yaml", f"name='{name}'")
+
+
+@pytest.mark.parametrize("name", ["a", "a-", "a..b", ".a", "v1.0", "wörter_2"])
+def test_names_that_hold_dots(recipe_file: Write, name: str) -> None:
+    recipe_file()
+    assert load_recipe("r.yaml", [f"name={name}"]).recipe.name == name
+
+
+def test_seeds_up_to_63_bits(recipe_file: Write) -> None:
+    recipe_file()
+    assert load_recipe("r.yaml", [f"seed={2**63 - 1}"]).recipe.seed == 2**63 - 1
+    assert "seed must be at most 9223372036854775807" in refusal("r.yaml", f"seed={2**63}")
+    assert "seed must be at most 9223372036854775807" in refusal("r.yaml", "seed=99999999999999999999999")
+
+
 def test_the_wrong_command_names_the_right_one(recipe_file: Write) -> None:
     recipe_file()
     assert refusal("r.yaml", task="ppo") == "r.yaml is a recipe of sft, not of ppo: run `rlhfctl sft r.yaml`"

@@ -105,6 +105,15 @@ def test_what_the_core_schema_does_not_have(text: str, said: str) -> None:
     assert said in parse(text, "f").problems[0].message
 
 
+def test_aliases_that_multiply_are_refused_before_they_fill_memory() -> None:
+    ones = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+    bomb = ones + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
+    with pytest.raises(RecipeError, match=r"f:1:.*more than 100000 values, aliases counted as often as used"):
+        parse(bomb, "f")
+    few = ones + "b: [*a0, *a0]\n"
+    assert parse(few, "f").value["b"] == [[1] * 10] * 2
+
+
 plain = st.recursive(
     st.none()
     | st.booleans()

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
+from rlhfctl.recipe.base import COLDEST
 from rlhfctl.rollout.sampling import draw, invert, uniforms
+from rlhfctl.trainers.value_fit import Order
 
 
 def test_inverse_cdf_by_hand():
@@ -18,6 +20,27 @@ def test_temperature_divides_logits_and_the_logprobs_are_the_sampled_distributio
     logits = torch.tensor([[0.0, 2.0]])
     _, logprobs = draw(logits, torch.tensor([0.999]), 2.0, 1.0)
     assert float(logprobs) == pytest.approx(1.0 - math.log(1 + math.e))
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_the_coldest_temperature_draws_what_has_mass(top_p):
+    """Of logits up to 10^4: the largest, with log-probabilities that are numbers; of two equal ones either."""
+    generator = torch.Generator().manual_seed(3)
+    logits = 1e4 * torch.randn(50, 300, generator=generator)
+    uniform = torch.rand(50, generator=generator)
+    ids, logprobs = draw(logits, uniform, COLDEST, top_p)
+    assert ids.tolist() == logits.argmax(-1).tolist()
+    assert logprobs.tolist() == [0.0] * 50
+    ids, logprobs = draw(torch.tensor([[5.0, 5.0, 4.0]] * 2), torch.tensor([0.3, 0.7]), COLDEST, top_p)
+    assert ids.tolist() == [0, 1]
+    torch.testing.assert_close(logprobs, torch.full((2,), math.log(0.5)))
+
+
+def test_the_largest_seed_has_streams_of_its_own():
+    large = 2**63 - 1
+    assert not torch.equal(uniforms(large, 0, 0, 8), uniforms(large - 1, 0, 0, 8))
+    order = Order(8, 4, large)
+    assert sorted(order.batch(0) + order.batch(1)) == list(range(8))
 
 
 def test_greedy():
