@@ -13,12 +13,18 @@ from typing import Any
 
 Candidate = tuple[str, str]
 
-VALUES = {
-    "--completion": ("bash", "zsh", "fish"),
-    "--search": ("greedy", "sample", "best-of-n", "beam"),
-    "--engine": ("hf", "vllm"),
-    "--dtype": ("auto", "float32", "bfloat16"),
-    "--match": ("exact", "normalised", "fuzzy"),
+# The values of each command's options, "": of rlhfctl itself. What a command accepts is checked where it is read.
+VALUES: dict[str, dict[str, tuple[str, ...]]] = {
+    "": {"--completion": ("bash", "zsh", "fish")},
+    "eval": {
+        "--search": ("greedy", "sample", "best-of-n", "beam"),
+        "--engine": ("hf", "vllm", "vllm_server"),
+    },
+    "serve-rm": {
+        "--engine": ("plain", "vllm"),
+        "--dtype": ("auto", "float32", "bfloat16"),
+        "--match": ("exact", "normalised", "fuzzy"),
+    },
 }
 TRAINING = ("sft", "rm", "ppo", "reft", "oreo")
 PATHS_OF = ("FILE", "DIR", "F", "JSON")  # metavars of options that take a path
@@ -73,13 +79,13 @@ def candidates(cli: Any, words: list[str], prefix: str) -> Iterator[Candidate]:
     if prefix.startswith("-"):
         yield from options(command)
         return
+    taking = dict(flags(command))
+    if words and words[-1] in taking:
+        yield from values(name or "", words[-1], taking[words[-1]], words, prefix)
+        return
     if name is None:
         for each, subcommand in cli.commands.items():
             yield each, subcommand.get_short_help_str(80)
-        return
-    taking = dict(flags(command))
-    if words[-1] in taking:
-        yield from values(words[-1], taking[words[-1]], words, prefix)
         return
     given = positionals(words[words.index(name) + 1 :], set(taking))
     if name in TRAINING:
@@ -90,7 +96,7 @@ def candidates(cli: Any, words: list[str], prefix: str) -> Iterator[Candidate]:
     elif name == "recipes":
         yield from recipe_actions(given)
     elif name == "doctor":
-        yield from () if given else recipes(prefix)
+        yield from overrides(task_of(given[0]), prefix) if given else recipes(prefix)
     elif name == "report":
         yield from runs(prefix)
     elif name == "eval":
@@ -108,16 +114,16 @@ def flags(command: Any) -> Iterator[tuple[str, str]]:
                 yield flag, param.metavar or ""
 
 
-def values(flag: str, kind: str, words: list[str], prefix: str) -> Iterator[Candidate]:
-    """What may stand behind an option."""
+def values(name: str, flag: str, kind: str, words: list[str], prefix: str) -> Iterator[Candidate]:
+    """What may stand behind an option of the command `name`."""
     if flag == "--verifier":
         from typing import get_args
 
         from rlhfctl.recipe.sections import VerifierSource
 
-        yield from ((name, "") for name in get_args(VerifierSource.model_fields["name"].annotation))
-    elif flag in VALUES:
-        yield from ((value, "") for value in VALUES[flag])
+        yield from ((each, "") for each in get_args(VerifierSource.model_fields["name"].annotation))
+    elif flag in VALUES.get(name, {}):
+        yield from ((value, "") for value in VALUES[name][flag])
     elif flag == "--run-dir" and "--resume" in words:
         yield from runs(prefix)
     elif kind in PATHS_OF:
@@ -207,6 +213,16 @@ def ending(run: str) -> str:
         return f"{status['state']} at step {status['step']}"
     except (OSError, ValueError, LookupError, TypeError):
         return "a run"
+
+
+def task_of(source: str) -> str:
+    """The task of a recipe, for a command that takes recipes of all tasks. Raises where it cannot be told."""
+    from rlhfctl.recipe.load import read_source, read_tree
+
+    if source == "-":
+        raise ValueError("standard input is read by the command, not by a completion")
+    task: str = read_tree(*read_source(source), [], []).root["task"]
+    return task
 
 
 def overrides(task: str, prefix: str) -> Iterator[Candidate]:

@@ -12,6 +12,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,7 +155,14 @@ def line_of(shown: str) -> str:
         ("rlhfctl report done/first done/f", "rlhfctl report done/first done/first "),
         ("rlhfctl eval done/", "rlhfctl eval done/first "),
         ("rlhfctl eval done/first --verifier pr", "rlhfctl eval done/first --verifier program_answer "),
-        ("rlhfctl eval done/first --engine v", "rlhfctl eval done/first --engine vllm "),
+        ("rlhfctl eval done/first --engine v", "rlhfctl eval done/first --engine vllm"),
+        ("rlhfctl eval done/first --engine vllm_", "rlhfctl eval done/first --engine vllm_server "),
+        ("rlhfctl serve-rm x --engine p", "rlhfctl serve-rm x --engine plain "),
+        ("rlhfctl --completion f", "rlhfctl --completion fish "),
+        (
+            "rlhfctl doctor --verify-resume quickstart/ppo train.st",
+            "rlhfctl doctor --verify-resume quickstart/ppo train.steps=",
+        ),
         ("rlhfctl eval done/first --seed d", "rlhfctl eval done/first --seed d"),
         ("rlhfctl ppo --resume --run-dir done/", "rlhfctl ppo --resume --run-dir done/first "),
         ("rlhfctl ppo x tracking.wandb.mode=o", "rlhfctl ppo x tracking.wandb.mode=o"),
@@ -299,3 +307,56 @@ def test_a_failure_prints_nothing(place: Path) -> None:
     env = {**environment(place), "_RLHFCTL_COMPLETE": "zsh"}
     done = subprocess.run([place / "bin/rlhfctl", "nonsense", ""], env=env, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def offered(place: Path, *words: str) -> set[str]:
+    env = {**environment(place), "_RLHFCTL_COMPLETE": "zsh"}
+    done = subprocess.run(
+        [place / "bin/rlhfctl", *words, ""], env=env, cwd=place / "work", capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return {line.split("\t")[0] for line in done.stdout.splitlines()}
+
+
+# (command, option): words that bring the command to the value; the others of its options take free text or numbers.
+ENUMERATED = {
+    ("", "--completion"): (),
+    ("eval", "--search"): ("x",),
+    ("eval", "--engine"): ("x",),
+    ("eval", "--verifier"): ("x", "--data", "x.jsonl"),
+    ("serve-rm", "--engine"): ("x",),
+    ("serve-rm", "--dtype"): ("x",),
+    ("serve-rm", "--match"): ("x", "--data", "x.jsonl"),
+}
+FREE = {("serve-rm", "--api-key-env")}
+
+
+@pytest.mark.parametrize(("name", "flag"), ENUMERATED, ids=" ".join)
+def test_what_is_offered_is_what_is_accepted(place: Path, name: str, flag: str) -> None:
+    """A value that no command takes is answered with all that this one takes."""
+    (place / "work/x").mkdir(exist_ok=True)
+    (place / "work/x/config.json").write_text("{}")
+    command = [name] if name else []
+    argv = [place / "bin/rlhfctl", *command, *ENUMERATED[name, flag], flag, "nonsense"]
+    refused = subprocess.run(argv, env=environment(place), cwd=place / "work", capture_output=True, text=True)
+    assert refused.returncode == 2
+    told = re.split(": give | knows ", refused.stderr)[1]
+    accepted = set(re.findall(r"[\w-]+", re.split(", and |, not ", told)[0])) - {"or"}
+    assert offered(place, *command, flag) == accepted
+
+
+def test_every_option_with_words_for_values_is_among_them() -> None:
+    from typer.main import get_command
+
+    from rlhfctl.cli.main import app
+
+    group: Any = get_command(app)
+    found = {
+        (name, flag)
+        for name, command in [("", group), *group.commands.items()]
+        for param in command.params
+        if param.param_type_name == "option" and param.metavar in ("NAME", "HOW", "SHELL")
+        for flag in param.opts
+        if flag.startswith("--")
+    }
+    assert found - FREE == set(ENUMERATED)
