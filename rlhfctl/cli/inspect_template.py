@@ -161,12 +161,24 @@ def token_names(option: str, given: Text) -> dict[str, Any] | None:
         return None
     text = given if given.lstrip().startswith("{") else read_text(Path(given))
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=once_each)
     except json.JSONDecodeError as error:
         raise UsageError(f"{option} is not JSON: {error.msg} at character {error.pos}") from None
+    except KeyError as error:
+        raise UsageError(f"{option} gives {error.args[0]} twice: leave one out") from None
     if not isinstance(value, dict):
         raise UsageError(f'{option} is not a JSON object such as {{"bos": "<s>", "eos": "</s>"}}')
     return value
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's keys and values; json keeps the last of two equal keys in silence. Raises KeyError."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise KeyError(key)
+        found[key] = value
+    return found
 
 
 def rows(data: Text) -> dict[str, Any]:

@@ -81,4 +81,10 @@ def read_messages(path: str) -> list[dict[str, Any]]:
             raise UsageError(f"{path}: message {number} is not an object with a role")
         if "content" not in message and "tool_calls" not in message:
             raise UsageError(f"{path}: message {number} has no content")
+        try:
+            json.dumps(message, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{path}: message {number} holds half of a surrogate pair, which no tokenizer can encode"
+            ) from None
     return value

@@ -164,6 +164,8 @@ reward: {{sources: [{{kind: model, path: {shared}/tokenizers/llama-3-8b-instruct
         (["ok.jinja", "--policy-tokens", "{"], 2, "--policy-tokens is not JSON"),
         (["ok.jinja", "--policy-tokens", '{"boss": "x"}'], 2, "unknown key 'boss'"),
         (["ok.jinja", "--policy-tokens", '{"bos": 1}'], 2, "bos is 1"),
+        (["ok.jinja", "--policy-tokens", '{"eos": "a", "eos": "b"}'], 2, "--policy-tokens gives eos twice"),
+        (["ok.jinja", "--render", "--messages", "half.json"], 2, "message 1 holds half of a surrogate pair"),
         (["ok.jinja", "--clock", "yesterday"], 2, "is no date"),
         (["ok.jinja", "--messages", "notes.txt"], 2, "is not JSON"),
         (["ok.jinja", "--messages", "numbers.json"], 2, "message 1 is not an object with a role"),
@@ -193,6 +195,7 @@ def test_bad_input(cli: Any, shared: Path, tmp_path: Path, args: list[str], code
     (tmp_path / "binary.jinja").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "notes.txt").write_text("no")
     (tmp_path / "numbers.json").write_text("[1, 2]")
+    (tmp_path / "half.json").write_text('[{"role": "user", "content": "half: \\ud83d"}]')
     (tmp_path / "ok.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
     config = json.loads((shared / "tokenizers" / "gpt2" / "tokenizer_config.json").read_text())
     named = [{"name": "rag", "template": text}, {"name": "tool_use", "template": text}]
