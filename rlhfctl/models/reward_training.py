@@ -64,7 +64,8 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
         safe_weights(str(path))
         found = find_head(path) if head == "auto" else None
         if found is not None:
-            origin, told = found.weight, f"the checkpoint's {found.name}"
+            without = " without its bias, which training has no place for" if found.bias else ""
+            origin, told = found.weight, f"the checkpoint's {found.name}{without}"
         model, report = load_classifier(path, dtype, options)
         refuse_incomplete(str(policy.path), without_head(report))
     layer: Any = getattr(model, "score", None)

@@ -1,7 +1,7 @@
 """One linear head [1, H] over hidden states, and how a checkpoint's head is found and checked."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
+from rlhfctl.weight_files import ADAPTER_CONFIG, head_files
 
 ADAPTER_PREFIX = "base_model.model."  # peft writes the names of the wrapped model behind it
 COPIES = (".modules_to_save.default", ".modules_to_save")
@@ -35,10 +36,16 @@ class Head:
     name: str
 
 
+TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}  # of peft
+
+
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json; {} for an adapter's directory, which may have none."""
-    path = directory / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """config.json; of an adapter's directory without one, the class of model that its task stands for, or {}."""
+    path, adapter = directory / "config.json", directory / ADAPTER_CONFIG
+    if path.is_file() or not adapter.is_file():
+        return json.loads(path.read_text()) if path.is_file() else {}
+    task = TASKS.get(json.loads(adapter.read_text()).get("task_type"))
+    return {"architectures": [task]} if task else {}
 
 
 def head_names(directory: Path) -> list[str]:
@@ -61,11 +68,27 @@ def plain_name(name: str) -> str:
 
 
 def tensor_names(directory: Path) -> Iterator[str]:
+    for held in tensor_files(directory).values():
+        yield from held
+
+
+def tensor_files(directory: Path) -> dict[Path, list[str]]:
+    """The names in each file where a head may lie."""
     from safetensors import safe_open
 
-    for file in sorted(directory.glob("*.safetensors")):
+    found = {}
+    for file in head_files(directory):
         with safe_open(file, framework="pt") as tensors:
-            yield from tensors.keys()
+            found[file] = list(tensors.keys())
+    return found
+
+
+def read_tensor(file: Path, name: str) -> Tensor:
+    """In float32."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as tensors:
+        return tensors.get_tensor(name).float()
 
 
 def read_head(directory: Path) -> Tensor | None:
@@ -77,28 +100,50 @@ def read_head(directory: Path) -> Tensor | None:
 def find_head(directory: Path) -> Head | None:
     """As read_head, with the bias. Two labels of a token classifier (wrong, right) become one score: the log-odds of
     right."""
-    from safetensors import safe_open
+    config, files = read_config(directory), tensor_files(directory)
+    places: dict[str, list[tuple[Path, str]]] = {}  # by its name in the model: the file, and its name there
+    for file, held in files.items():
+        for given in held:
+            places.setdefault(plain_name(given), []).append((file, given))
+    names = [name for name in head_names(directory) if name in places]
+    if not names:
+        refuse_unread(directory, places)
+        return None
+    name = names[0]
+    weight = the_one(places, names[:1] if config.get("value_head_prefix") else names)
+    bias_name = name.removesuffix("weight") + "bias"
+    bias = the_one(places, [bias_name]) if bias_name in places else torch.zeros(weight.shape[0])
+    if weight.dim() == 2 and weight.shape[0] == 2 and token_classifier(config):
+        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+    place = f"{directory.name}/{places[name][0][0].name}:{name}"
+    weight = checked_head(weight, place)
+    if bias.shape != (1,) or not bool(torch.isfinite(bias).all()):
+        raise Refused(f"the bias of the value head {place} is not one finite number")
+    return Head(weight, float(bias[0]), name)
 
-    wanted = head_names(directory)
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            held = {plain_name(name): name for name in tensors.keys()}  # noqa: SIM118  no mapping
-            name = next((name for name in wanted if name in held), None)
-            if name is None:
-                continue
-            weight = tensors.get_tensor(held[name]).float()
-            bias_name = held.get(name.removesuffix("weight") + "bias")
-            bias = (
-                torch.zeros(weight.shape[0]) if bias_name is None else tensors.get_tensor(bias_name).float()
+
+def refuse_unread(directory: Path, names: Iterable[str]) -> None:
+    """A head of another form is not "no head": a new one would take its place in silence."""
+    odd = sorted(name for name in names if name.startswith(("score.", "v_head.", "value_head.")))
+    if odd:
+        raise Refused(
+            f"{directory} holds no reward head that is read here: looked for {', '.join(head_names(directory))}, "
+            f"found {', '.join(odd)}; name one matrix by value_head_prefix in config.json, or ask for a new head"
+        )
+
+
+def the_one(places: dict[str, list[tuple[Path, str]]], names: list[str]) -> Tensor:
+    """The tensor of the first name. Raises Refused where another one of its shape may be meant as well."""
+    (file, given), *others = [place for name in names for place in places[name]]
+    tensor = read_tensor(file, given)
+    for other, name in others:
+        found = read_tensor(other, name)
+        if found.shape == tensor.shape and not torch.equal(found, tensor):
+            raise Refused(
+                f"{file.parent} holds two different heads, {file.name}:{given} and {other.name}:{name}: leave the one "
+                "that is meant, or name it as value_head_prefix in config.json"
             )
-            if weight.dim() == 2 and weight.shape[0] == 2 and token_classifier(read_config(directory)):
-                weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
-            place = f"{directory.name}/{file.name}:{name}"
-            weight = checked_head(weight, place)
-            if bias.shape != (1,) or not bool(torch.isfinite(bias).all()):
-                raise Refused(f"the bias of the value head {place} is not one finite number")
-            return Head(weight, float(bias[0]), name)
-    return None
+    return tensor
 
 
 def token_classifier(config: dict[str, Any]) -> bool:

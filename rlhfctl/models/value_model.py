@@ -24,9 +24,9 @@ from rlhfctl.models.load import config_of, hidden_at_predictors, load_trunk
 from rlhfctl.models.packing import Pack, pack_reading, plan_packs
 from rlhfctl.models.value_head import checked_head, read_config, read_head
 from rlhfctl.recipe.sections import Policy
+from rlhfctl.weight_files import HEAD_FILE
 
 HEADS = ("scalar", "token_sum")
-HEAD_FILE = "value_head.safetensors"
 
 
 class TokenSumHead(nn.Module):

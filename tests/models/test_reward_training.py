@@ -91,6 +91,13 @@ def test_replaced_by_the_checkpoint_s(reward_dir):
     assert torch.equal(model.score.weight, load_file(reward_dir / "model.safetensors")["score.weight"])
 
 
+def test_a_bias_is_left_out_and_told(reward_dir):
+    edit(reward_dir, lambda tensors: tensors.update({"score.bias": torch.tensor([3.0])}))
+    model, told = start(reward_dir)
+    assert told == "the checkpoint's score.weight without its bias, which training has no place for"
+    assert model.score.bias is None
+
+
 def test_replaced_by_one_under_another_prefix(reward_dir, policy_dir):
     head = load_file(reward_dir / "model.safetensors")["score.weight"]
     edit(reward_dir, lambda tensors: tensors.update({"value_head.weight": tensors.pop("score.weight")}))

@@ -101,6 +101,93 @@ def test_scoring_without_a_head_is_refused_with_the_names(policy_dir):
         load_reward_model(str(policy_dir), torch.float32, CPU)
 
 
+def score_of(directory):
+    return load_reward_model(str(directory), torch.float32, CPU).score(ROWS, 100)
+
+
+def test_the_head_comes_from_the_files_that_transformers_reads(reward_dir):
+    """Leftovers of other saves lie beside them, before and after in the alphabet."""
+    expected = score_of(reward_dir)
+    tensors = load_file(reward_dir / "model.safetensors")
+    stale = {name: -tensor for name, tensor in tensors.items()}
+    save_file(stale, reward_dir / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    save_file({"v_head.weight": torch.ones(1, 32)}, reward_dir / "adapter_old.safetensors")
+    save_file({"score.weight": torch.zeros(1, 32)}, reward_dir / "z.safetensors")
+    assert score_of(reward_dir) == expected
+    plain = LlamaForSequenceClassification.from_pretrained(reward_dir).eval()
+    with torch.no_grad():
+        theirs = [float(plain(torch.tensor([row])).logits) for row in ROWS]
+    assert expected == pytest.approx(theirs, abs=1e-5)
+
+
+def in_shards(directory, *shards):
+    """The checkpoint in one file for each set of tensors, under an index."""
+    (directory / "model.safetensors").unlink()
+    files = [f"model-{place:05}-of-{len(shards):05}.safetensors" for place in range(1, len(shards) + 1)]
+    for file, tensors in zip(files, shards, strict=True):
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+    where = {name: file for file, tensors in zip(files, shards, strict=True) for name in tensors}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def test_head_and_bias_may_lie_in_different_shards(reward_dir):
+    expected = score_of(reward_dir)
+    tensors = load_file(reward_dir / "model.safetensors")
+    bias = {"score.bias": torch.tensor([3.0])}
+    in_shards(reward_dir, {"score.weight": tensors.pop("score.weight")}, tensors, bias)
+    save_file({"score.weight": torch.zeros(1, 32)}, reward_dir / "model-00001-of-00007.safetensors")
+    assert score_of(reward_dir) == pytest.approx([score + 3 for score in expected], abs=1e-6)
+
+
+def test_a_head_beside_its_backbone(reward_dir):
+    expected = score_of(reward_dir)
+    head = {}
+    edit(reward_dir, lambda tensors: head.update({"v_head.weight": tensors.pop("score.weight")}))
+    save_file(head, reward_dir / "head of somebody.safetensors")
+    with pytest.raises(Refused, match="no reward head"):  # transformers would not read it either
+        score_of(reward_dir)
+    save_file(head, reward_dir / "value_head.safetensors")
+    assert score_of(reward_dir) == expected
+
+
+def test_two_different_heads_are_refused_unless_one_is_named(reward_dir):
+    expected = score_of(reward_dir)
+    twin = load_file(reward_dir / "model.safetensors")["score.weight"].clone()
+    edit(
+        reward_dir, lambda tensors: tensors.update({"v_head.weight": twin, "head.weight": torch.ones(53, 32)})
+    )
+    assert score_of(reward_dir) == expected
+    edit(reward_dir, lambda tensors: tensors.update({"v_head.weight": -twin}))
+    with pytest.raises(Refused, match=r"two different heads, .*:score\.weight and .*:v_head\.weight"):
+        score_of(reward_dir)
+    configure(reward_dir, value_head_prefix="v_head")
+    assert score_of(reward_dir) == pytest.approx([-score for score in expected], abs=1e-6)
+    save_file({"v_head.weight": twin}, reward_dir / "value_head.safetensors")
+    with pytest.raises(Refused, match=r"two different heads, .*value_head\.safetensors:v_head\.weight"):
+        score_of(reward_dir)
+
+
+def test_a_head_of_another_form_is_refused_rather_than_replaced(policy_dir, reward_dir):
+    expected = score_of(reward_dir)
+    edit(reward_dir, lambda tensors: tensors.update({"v_head.summary.weight": tensors.pop("score.weight")}))
+    with pytest.raises(Refused, match=r"looked for score\.weight.*, found v_head\.summary\.weight; name one"):
+        score_of(reward_dir)
+    with pytest.raises(Refused, match=r"found v_head\.summary\.weight"):
+        critic(policy_dir, reward_dir, init="reward_model")
+    assert not critic(policy_dir, reward_dir, init="reward_model", head="zero")[1].head.weight.any()
+    configure(reward_dir, value_head_prefix="v_head.summary")
+    assert score_of(reward_dir) == expected
+
+
+@pytest.mark.parametrize("prefix", ["module.", "base_model.model."])
+def test_names_behind_a_wrapper_s_prefix_are_refused(reward_dir, prefix):
+    """transformers would fill the whole backbone with random numbers."""
+    tensors = load_file(reward_dir / "model.safetensors")
+    save_file({prefix + name: t for name, t in tensors.items()}, reward_dir / "model.safetensors")
+    with pytest.raises(Refused):
+        score_of(reward_dir)
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
