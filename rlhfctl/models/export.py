@@ -4,19 +4,18 @@ import copy
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rlhfctl.errors import Refused
-from rlhfctl.models.adapter_base import write_base
+from rlhfctl.models.adapter_base import is_adapter, write_base
+from rlhfctl.models.adapter_weights import put_adapter, read_adapter
 from rlhfctl.models.load import config_of
-from rlhfctl.models.lora import POLICY
 from rlhfctl.models.merged import make_dense
-from rlhfctl.models.value_head import ADAPTER_PREFIX
 from rlhfctl.recipe.sections import Policy
 from rlhfctl.templates.lock import write_lock
+from rlhfctl.weight_files import weight_files
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -95,19 +94,12 @@ def load_trainable(model: nn.Module, directory: Path) -> None:
     """Read a checkpoint's policy/ back into a model that was built the same way; exact, or Refused."""
     from safetensors.torch import load_file
 
-    tensors = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        tensors.update(load_file(file))
-    if (directory / "adapter_config.json").is_file():
-        from peft import set_peft_model_state_dict
-
-        refuse_other_shapes(model, tensors, directory)
-        report: Any = set_peft_model_state_dict(model, tensors)
-        if report.unexpected_keys:
-            raise Refused(
-                f"{directory} holds adapter weights this model has not: {report.unexpected_keys[0]}"
-            )
+    if is_adapter(directory):
+        put_adapter(model, read_adapter(directory), directory)
         return
+    tensors = {}
+    for file in weight_files(directory):
+        tensors.update(load_file(file))
     parameters = dict(model.named_parameters())
     lost = sorted(set(parameters) - set(tensors))
     if lost:
@@ -115,15 +107,3 @@ def load_trainable(model: nn.Module, directory: Path) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-
-
-def refuse_other_shapes(model: nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
-    """An adapter of another size, or for another base: peft's own message is a traceback of a page."""
-    ours = {name.replace(f".{POLICY}.", "."): parameter.shape for name, parameter in model.named_parameters()}
-    for name, tensor in tensors.items():
-        shape = ours.get(name.removeprefix(ADAPTER_PREFIX))
-        if shape is not None and shape != tensor.shape:
-            raise Refused(
-                f"the adapter in {directory} is for another model: {name.removeprefix(ADAPTER_PREFIX)} is "
-                f"{list(tensor.shape)} there, {list(shape)} here"
-            )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhfctl.errors import RunFailed
+from rlhfctl.errors import Refused, RunFailed
 from rlhfctl.models.finite import all_finite
 from rlhfctl.models.in_parts import BUCKET, buckets, gathered
 from rlhfctl.models.lora import adapter_layers
@@ -61,8 +61,24 @@ def merged_linear(layer: Any) -> nn.Linear:
     """An ordinary layer that computes what an adapted or quantised one does."""
     if is_quantized(layer):
         return dense_linear(layer)
+    refuse_unfoldable(layer)
     deltas = [layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters]
     return dense_linear(layer.get_base_layer(), sum(deltas[1:], deltas[0]) if deltas else None)
+
+
+def refuse_unfoldable(layer: Any) -> None:
+    """Adapters that are more than W + (alpha / rank) B A: what they add would be lost."""
+    kinds = {
+        "a DoRA adapter": any(layer.use_dora.get(name) for name in layer.active_adapters),
+        "an adapter with a bias": any(layer.lora_bias.get(name) for name in layer.active_adapters),
+        "an adapter on an embedding": isinstance(layer.get_base_layer(), nn.Embedding),
+    }
+    for kind, holds in kinds.items():
+        if holds:
+            raise Refused(
+                f"{kind} cannot be folded into the weights here: use it without an engine of its own, or merge it "
+                "into its base with peft first"
+            )
 
 
 def make_dense(model: nn.Module) -> None:

@@ -5,35 +5,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rlhfctl.errors import Refused
+from rlhfctl.models.adapter_weights import put_adapter, read_adapter
 from rlhfctl.models.lora import announce_quantized
-from rlhfctl.models.value_head import ADAPTER_PREFIX, plain_name
+from rlhfctl.models.value_head import ADAPTER_PREFIX, head_names
 
 NAME = "default"  # peft's name of the one adapter
+KINDS = ("weight", "bias")  # of a head
 
 
 def load_adapter(trunk: nn.Module, directory: Path) -> None:
-    """Put the adapter's weights into a bare backbone. Raises Refused where a weight finds no place."""
-    from peft import LoraConfig, set_peft_model_state_dict
-    from safetensors.torch import load_file
+    """Put the adapter's weights, without its head, into a bare backbone. Raises Refused where one finds no place."""
+    from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig.from_pretrained(str(directory))
-    config.modules_to_save = None  # the head is ours
+    config.modules_to_save = config.trainable_token_indices = (
+        None  # they replace the backbone's; the head is ours
+    )
     config.task_type = None
-    announce_quantized(trunk)
-    trunk.add_adapter(config)  # type: ignore[operator]
-    prefix = f"{trunk.base_model_prefix}."
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        for name, tensor in load_file(file).items():
-            if "lora_" in name:
-                tensors[plain_name(name).removeprefix(prefix)] = tensor
-    report: Any = set_peft_model_state_dict(trunk, tensors)
-    if not tensors or report.unexpected_keys:
-        what = report.unexpected_keys[0] if tensors else "no LoRA weights at all"
-        raise Refused(f"the adapter {directory} does not fit its base model: it holds {what}")
+    heads = {f"{name.removesuffix('weight')}{kind}" for name in head_names(directory) for kind in KINDS}
+    tensors = {name: tensor for name, tensor in read_adapter(directory).items() if name not in heads}
+    model = trunk
+    if any(name.startswith(f"{trunk.base_model_prefix}.") for name in tensors):
+        model = Whole(trunk)
+    announce_quantized(model)
+    inject_adapter_in_model(config, model)
+    put_adapter(model, tensors, directory)
+
+
+class Whole(nn.Module):
+    """The backbone under the name that it has in the whole model: a configuration may choose layers by such names."""
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.config, self.base_model_prefix = trunk.config, trunk.base_model_prefix
+        self.add_module(trunk.base_model_prefix, trunk)
 
 
 def save_adapter(model: nn.Module, trunk: nn.Module, base: str, directory: Path) -> None:
