@@ -14,7 +14,7 @@ from rlhfctl.errors import Refused
 from rlhfctl.models.lora import POLICY
 from rlhfctl.models.quantize import put
 from rlhfctl.models.value_head import plain_name
-from rlhfctl.weight_files import weight_files
+from rlhfctl.models.weight_files import weight_files
 
 BASE = ".base_layer."  # peft keeps an adapted layer's own weights behind it
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
-from rlhfctl.weight_files import ADAPTER_CONFIG, head_files
+from rlhfctl.models.weight_files import ADAPTER_CONFIG, head_files
 
 ADAPTER_PREFIX = "base_model.model."  # peft writes the names of the wrapped model behind it
 COPIES = (".modules_to_save.default", ".modules_to_save")

@@ -23,8 +23,8 @@ from rlhfctl.models.export import copy_tokenizer, save_portable
 from rlhfctl.models.load import config_of, hidden_at_predictors, load_trunk
 from rlhfctl.models.packing import Pack, pack_reading, plan_packs
 from rlhfctl.models.value_head import checked_head, read_config, read_head
+from rlhfctl.models.weight_files import HEAD_FILE
 from rlhfctl.recipe.sections import Policy
-from rlhfctl.weight_files import HEAD_FILE
 
 HEADS = ("scalar", "token_sum")
 

@@ -1,4 +1,4 @@
-"""Which files a checkpoint or an adapter consists of: those that transformers and peft read. Standard library only.
+"""Which files a checkpoint or an adapter consists of: those that transformers and peft read.
 
 What else lies in the directory (a shard that a former save left, another adapter) is not part of it.
 """
