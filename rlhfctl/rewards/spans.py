@@ -24,7 +24,7 @@ def token_spans(
 ) -> list[Span]:
     """One span a token with characters of the response; the scores of others (the end of the turn, parts of a
     character) go to the span before them, so that the sum stays what it was. [] for an empty response."""
-    offsets = token_offsets(encoder, bridged)
+    offsets = token_offsets(bridged)
     start, content = response_start(encoder, bridged)
     inside = content.find(response)
     base = start + (inside if inside >= 0 else len(response.lstrip()) - len(response))

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from jinja2 import TemplateError
+
 from rlhfctl.templates.render import Message
 
 JOIN = "\n\n"
@@ -55,12 +57,32 @@ def wrap_content(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
+def join_content(messages: Sequence[Message]) -> list[Message]:
+    """List content as the text of its parts. Raises TemplateError for a part that is no text."""
+    return [
+        {**m, "content": "".join(_part(part) for part in m["content"])}
+        if isinstance(m.get("content"), list)
+        else dict(m)
+        for m in messages
+    ]
+
+
 def set_system(messages: Sequence[Message], system: str) -> list[Message]:
     """system: inherit (what the data has) | none (no system message) | the text of the one system message."""
     if system == "inherit":
         return list(messages)
     rest = [message for message in messages if message.get("role") != "system"]
     return rest if system == "none" else [{"role": "system", "content": system}, *rest]
+
+
+def _part(part: object) -> str:
+    text = part
+    if isinstance(part, dict):
+        text = part.get("text") if part.get("type", "text") == "text" else None
+    if not isinstance(text, str):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        raise TemplateError(f"content has a part of type {kind!r}: this chat template takes text only")
+    return text
 
 
 def _text(message: Message) -> str:

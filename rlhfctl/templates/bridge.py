@@ -14,13 +14,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jinja2 import TemplateError
+from tokenizers import Encoding
 
 from rlhfctl.errors import UsageError
-from rlhfctl.templates.adapt import drop_tools, fold_system, merge_roles, set_system, wrap_content
-from rlhfctl.templates.encode import ChatEncoder
+from rlhfctl.templates.adapt import (
+    drop_tools,
+    fold_system,
+    join_content,
+    merge_roles,
+    set_system,
+    wrap_content,
+)
+from rlhfctl.templates.encode import ChatEncoder, mask_of
 from rlhfctl.templates.probe import A1, REASONING, S1, U1, U2, assistant, system, user
-from rlhfctl.templates.render import Message
-from rlhfctl.templates.sanitize import encode_sanitized
+from rlhfctl.templates.render import Message, Span
+from rlhfctl.templates.sanitize import forged_spans
 
 CLOSED = re.compile(r"<think>.*?</think>\s*", re.S)
 
@@ -45,13 +53,16 @@ class BridgeOptions:
 @dataclass(frozen=True, slots=True)
 class Bridged:
     """text: what the reward model's template rendered, byte for byte. ids: what it reads; `dropped` tokens of the
-    prompt were cut off. notes: what was done to the messages."""
+    prompt were cut off. notes: what was done to the messages. encoding: of the text, where `ids` are its ids (not where
+    content spells control tokens). after: what the template writes behind a last answer; None: not known."""
 
     text: str
     ids: list[int]
     messages: list[Message] = field(repr=False)
     notes: tuple[str, ...] = ()
     dropped: int = 0
+    encoding: Encoding | None = field(default=None, repr=False)
+    after: str | None = None
 
 
 class TooLong(Exception):
@@ -68,11 +79,12 @@ class Bridge:
         self.rm = rm
         self.options = options or BridgeOptions()
         self.opened = opened_reasoning(policy) if policy is not None else ""
-        self.wraps = not self._holds([user(), assistant()], U1) and self._holds(
-            wrap_content([user(), assistant()]), U1
-        )
+        takes_text = self._holds([user(), assistant()], U1)
+        self.wraps = not takes_text and self._holds(wrap_content([user(), assistant()]), U1)
+        self.joins = takes_text and not self._takes_lists()
         self.folds = self.options.fold_system and not self._holds([system(), user(), assistant()], S1)
         self.merges = self.options.merge_roles and not self._holds([user(), user(U2), assistant()], U1)
+        self.after = self._after()
         self.dangling = self._dangling()
         self.end_id = self._end_id()
         self.bos_id = rm.tokenizer.token_to_id(rm.tokens.get("bos_token") or "")
@@ -104,6 +116,7 @@ class Bridge:
             notes.append(f"reasoning: {self.options.reasoning}")
         result = set_system([*messages, turn], self.options.system)
         steps = (
+            (self.joins, join_content, "joined the parts of content"),
             (self.options.drop_tools, drop_tools, "left out tool calls"),
             (self.folds, fold_system, "folded the system message into the first user turn"),
             (self.merges, merge_roles, "merged consecutive turns of one role"),
@@ -127,13 +140,21 @@ class Bridge:
         read = (
             text[: len(text) - len(self.dangling)] if self.dangling and text.endswith(self.dangling) else text
         )
-        ids = encode_sanitized(self.rm.tokenizer, self.rm.markers, self.rm.render, adapted, read)
-        ids = self._ends(ids)
+        encoding: Encoding | None = None
+        offsets: list[Span] = []
+        if forged := forged_spans(self.rm.render, adapted, read, self.rm.markers):
+            plain, offsets = self.rm.sanitizer.encode(read, forged)
+        else:
+            encoding = self.rm.tokenizer.encode(read, add_special_tokens=False)
+            plain = list(encoding.ids)
+        ids = self._ends(plain)
+        same = ids[: len(plain)] == plain
         dropped = 0
         limit = self.options.max_length
         if limit is not None and len(ids) > limit:
-            ids, dropped = self._shortened(ids, adapted, limit)
-        return Bridged(text, ids, adapted, notes, dropped)
+            kept = self._response_length(adapted, encoding.offsets if encoding is not None else offsets)
+            ids, dropped = self._shortened(ids, kept, limit)
+        return Bridged(text, ids, adapted, notes, dropped, encoding if same else None, self.after)
 
     def _holds(self, messages: Sequence[Message], word: str) -> bool:
         try:
@@ -142,14 +163,26 @@ class Bridge:
             return False
         return word in text
 
+    def _takes_lists(self) -> bool:
+        """Whether the template reads the parts of list content; many print the list as Python does (T007)."""
+        listed = wrap_content([user(), assistant()])
+        return self._holds(listed, U1) and not self._holds(listed, "'type'")
+
+    def _after(self) -> str | None:
+        try:
+            text = self.rm.render(self._probe(assistant()))
+        except TemplateError:
+            return None
+        return text[text.rfind(A1) + len(A1) :] if A1 in text else None
+
     def _dangling(self) -> str:
         """An assistant header that the template leaves after the last answer (finding T022)."""
         try:
-            text, prompt = self.rm.render(self._probe(assistant())), self.rm.render(self._probe(), True)
+            prompt = self.rm.render(self._probe(), True)
         except TemplateError:
             return ""
-        cue, tail = prompt[prompt.rfind(U1) + len(U1) :], text[text.rfind(A1) + len(A1) :]
-        if not cue.strip() or not tail.endswith(cue):
+        cue = prompt[prompt.rfind(U1) + len(U1) :]
+        if not cue.strip() or self.after is None or not self.after.endswith(cue):
             return ""
         ending = next((end for end in (*self.rm.ends.tokens, self.rm.ends.text) if end and end in cue), None)
         header = cue[cue.index(ending) + len(ending) :] if ending else cue
@@ -185,10 +218,13 @@ class Bridge:
             ids = [*ids, self.end_id]
         return ids
 
-    def _shortened(self, ids: list[int], messages: Sequence[Message], limit: int) -> tuple[list[int], int]:
-        """Cut at the left of the prompt, after the BOS; the response and its end stay whole."""
-        _, mask = self.rm.encode_conversation(messages, "last_assistant")
-        kept = len(mask) - mask.index(1) if 1 in mask else len(mask)
+    def _response_length(self, messages: Sequence[Message], offsets: Sequence[Span]) -> int:
+        """Tokens from the beginning of the last answer on."""
+        mask = mask_of(offsets, self.rm.spans(messages, "last_assistant")[1])
+        return len(mask) - mask.index(1) if 1 in mask else len(mask)
+
+    def _shortened(self, ids: list[int], kept: int, limit: int) -> tuple[list[int], int]:
+        """Cut at the left of the prompt, after the BOS; the last `kept`, the response and its end, stay whole."""
         head = 1 if ids[:1] == [self.bos_id] and self.bos_id is not None else 0
         if head + kept + (self.end_id is not None) > limit:
             raise TooLong(f"the response has {kept} tokens, the reward model takes {limit}")

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from rlhfctl.errors import TemplateMismatch, UsageError
 from rlhfctl.templates.render import Message, Span, render
+from rlhfctl.templates.sanitize import Sanitizer
 from rlhfctl.templates.sides import Side, load_side, special_strings
 from rlhfctl.templates.turns import assistant_spans, turn_ends
 
@@ -79,6 +80,11 @@ class ChatEncoder:
     def vocab_size(self) -> int:
         """Tokens of the tokenizer, added ones included (the embedding may have more rows)."""
         return int(self.tokenizer.get_vocab_size())
+
+    @cached_property
+    def sanitizer(self) -> Sanitizer:
+        """Made when content first spells a control token: copying a tokenizer takes a second."""
+        return Sanitizer(self.tokenizer)
 
     def _id(self, token: str | None) -> int | None:
         return None if token is None else self.tokenizer.token_to_id(token)

@@ -13,14 +13,14 @@ class NotFound(ValueError):
 
 def response_places(encoder: ChatEncoder, bridged: Bridged) -> list[int]:
     """Indices of the response's tokens, from its first character to the end of what is read."""
-    offsets, start = token_offsets(encoder, bridged), response_start(encoder, bridged)[0]
+    offsets, start = token_offsets(bridged), response_start(encoder, bridged)[0]
     first = next(index for index, (_, end) in enumerate(offsets) if end > start)
     return list(range(first - bridged.dropped, len(bridged.ids)))
 
 
 def step_places(encoder: ChatEncoder, bridged: Bridged, steps: Sequence[str]) -> list[int]:
     """For each step the index of the token that holds its last character."""
-    offsets = token_offsets(encoder, bridged)
+    offsets = token_offsets(bridged)
     start, content = response_start(encoder, bridged)
     places, position = [], 0
     for step in steps:
@@ -38,29 +38,29 @@ def split_steps(response: str, separator: str) -> list[str]:
     return [part for part in response.split(separator) if part.strip()] or [response]
 
 
-def token_offsets(encoder: ChatEncoder, bridged: Bridged) -> list[Span]:
-    """Character spans in bridged.text. Raises NotFound where the ids are not those of the plain text, because the
-    content spells control tokens."""
-    encoding = encoder.tokenizer.encode(bridged.text, add_special_tokens=False)
-    ids = list(encoding.ids)
-    kept = ids[bridged.dropped :] if bridged.dropped else ids
-    length = min(len(kept), len(bridged.ids))
-    if bridged.dropped:
-        same = kept[-1:] == bridged.ids[-1:]
-    else:
-        same = kept[:length] == bridged.ids[:length] and length >= len(bridged.ids) - 1
-    if not same:
+def token_offsets(bridged: Bridged) -> list[Span]:
+    """Character spans in bridged.text, of the tokens before `bridged.dropped` too. Raises NotFound where the ids are
+    not those of the plain text, because the content spells control tokens."""
+    if bridged.encoding is None:
         raise NotFound("its text spells control tokens of the template")
-    return [(start, end) for start, end in encoding.offsets]
+    return list(bridged.encoding.offsets)
 
 
 def response_start(encoder: ChatEncoder, bridged: Bridged) -> tuple[int, str]:
-    """Where the last answer stands in bridged.text, and the text of it that stands there."""
+    """Where the last answer stands in bridged.text, and the text of it that stands there.
+
+    It is what ends where the template's own end begins: an answer of one letter stands inside a marker too."""
     content = bridged.messages[-1]["content"]
     if isinstance(content, list):
         content = "".join(part.get("text", "") for part in content)
-    for text in (content, content.strip()):
-        start = bridged.text.rfind(text)
-        if text and start >= 0:
-            return start, text
+    text, after = bridged.text, bridged.after
+    forms = [form for form in (content, content.rstrip(), content.lstrip(), content.strip()) if form]
+    for form in forms:
+        if after is not None and text.endswith(form + after):
+            return len(text) - len(after) - len(form), form
+    spans = encoder.spans(bridged.messages, "last_assistant")[1]
+    for form in forms if spans else []:
+        start = text.find(form, spans[0][0])
+        if start >= 0:
+            return start, form
     raise NotFound("the chat template does not show the response as it is")
