@@ -14,6 +14,7 @@ from rlhfctl.templates.places import NotFound, response_places, step_places
 
 NOT_FOUND = "response not found in the rendered text"
 NOTHING_JUDGED = "no judgement that the objective uses"
+ALIKE = "both answers are the same tokens"
 
 
 @dataclass(slots=True)
@@ -75,8 +76,8 @@ def pipeline(section: Template, encoder: ChatEncoder) -> Bridge:
 def encode_judged(
     samples: list[Sample], bridge: Bridge, max_length: int, wanted: Wanted
 ) -> tuple[list[JudgedRow], DropReport]:
-    """Rows of which a conversation is longer than `max_length` are dropped, and those that hold nothing the objective
-    uses."""
+    """Rows of which a conversation is longer than `max_length` are dropped, those that hold nothing the objective
+    uses, and pairs of which a model would read the same twice."""
     rows: list[JudgedRow] = []
     report = DropReport()
     for sample in samples:
@@ -127,6 +128,11 @@ def _row(
         report.drop(TOO_LONG, sample, f"{longest} tokens")
         return None
     rejected = sides[1] if pair is not None else None
+    if (
+        rejected is not None and rejected.ids == sides[0].ids
+    ):  # e.g. texts that differ in whitespace that is trimmed
+        report.drop(ALIKE, sample, "the chat template and the tokenizer make chosen and rejected equal")
+        return None
     return JudgedRow(sample.id, sides[0], rejected, judgement.margin or 0.0, target, list(labels or []))
 
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from rlhfctl.collector import resting
 from rlhfctl.data.encode import TOO_LONG, DropReport, SftRow, refuser, tools_of
+from rlhfctl.data.encode_judged import NOT_FOUND
 from rlhfctl.data.samples import Sample
 from rlhfctl.data.templated import refuse_templated
 from rlhfctl.errors import Refused
 from rlhfctl.recipe.oreo_sections import OfflineReasoning
 from rlhfctl.templates.encode import ChatEncoder, mask_of
+from rlhfctl.templates.places import NotFound
 
 TRUNCATED = "cut before their end"
 NO_ACTION = "no action token"
@@ -44,6 +46,10 @@ def encode_offline(
         try:
             text, spans = encoder.spans(sample.conversation(), train_on, tools_of(sample))
             encoding = encoder.tokenizer.encode(text, add_special_tokens=False)
+            ends = step_ends(sample, text, spans, algorithm)
+        except NotFound as error:
+            report.drop(NOT_FOUND, sample, str(error))
+            continue
         except Exception as error:
             report.drop(refuser(error), sample, str(error))
             continue
@@ -62,7 +68,6 @@ def encode_offline(
         else:
             right = given > algorithm.threshold and not cut
             starts = [encoding.offsets[index][0] for index in actions]
-            ends = step_ends(sample, text, spans, algorithm.step_delimiters)
             rows.append(
                 OfflineRow(
                     sample.id,
@@ -99,10 +104,11 @@ def reward_of(sample: Sample, algorithm: OfflineReasoning) -> float:
 
 
 def step_ends(
-    sample: Sample, text: str, spans: Sequence[tuple[int, int]], delimiters: Sequence[str]
+    sample: Sample, text: str, spans: Sequence[tuple[int, int]], algorithm: OfflineReasoning
 ) -> list[int]:
     """Characters of `text` behind which a new step begins: after each delimiter inside an assistant turn (the row's own
-    steps where it has them), and after each turn. A delimiter that nothing but a turn's end follows begins no step."""
+    steps where it has them), and after each turn. A delimiter that nothing but a turn's end follows begins no step.
+    Raises NotFound where steps are used and the row's own do not stand in the text."""
     judgement = sample.judgement
     ends: list[int] = []
     for start, end in spans:
@@ -110,13 +116,17 @@ def step_ends(
         content = sample.response if spans[-1] == (start, end) and sample.response is not None else None
         steps = judgement.steps if judgement is not None and content is not None else None
         if steps and judgement is not None:
-            place = text.find(content or "", start)
+            given = content or ""
+            place = text.find(given.strip(), start)  # many templates trim
+            if place < 0 and algorithm.uses_steps:
+                raise NotFound("the chat template does not show the response as it is")
+            lead = len(given) - len(given.lstrip())
             for step in steps[:-1] if place >= 0 else []:
                 place += len(step) + len(judgement.separator)
-                ends.append(place)
+                ends.append(place - lead)
         else:
             for place in range(len(turn)):
-                for delimiter in delimiters:
+                for delimiter in algorithm.step_delimiters:
                     if turn.startswith(delimiter, place):
                         after = place + len(delimiter)
                         if turn[after:].strip():

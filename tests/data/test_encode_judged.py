@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhfctl.data.encode_judged import NOT_FOUND, NOTHING_JUDGED, Wanted, encode_judged, pipeline
+from rlhfctl.data.encode_judged import ALIKE, NOT_FOUND, NOTHING_JUDGED, Wanted, encode_judged, pipeline
 from rlhfctl.data.judged import adapt_judged
 from rlhfctl.recipe.sections import Template
 from rlhfctl.templates.encode import ChatEncoder
@@ -117,6 +117,40 @@ def test_control_tokens_in_the_text(bridge, shared):
     assert kept.chosen.ids.count(special) == plain.chosen.ids.count(special)
     _, report = one(other, row, "preference", EVERYTHING)
     assert report.dropped == {NOT_FOUND: 1}
+
+
+@pytest.fixture(scope="module")
+def llama(shared):
+    """Trims its contents, and ends answers with <|eot_id|>."""
+    return ChatEncoder.from_path(
+        shared / "tokenizers/llama-3-8b-instruct", shared / "chat-templates/llama-3-8b-instruct.jinja"
+    )
+
+
+@pytest.mark.parametrize("answer", ["e", "E", "id", "B", "eot_id", "|", " e", "e\n", "assistant"])
+def test_an_answer_that_stands_in_its_end_marker_too(llama, answer):
+    row = {"prompt": "Which letter?", "completions": [answer.strip()], "labels": [1]}
+    found, _ = one(pipeline(Template(), llama), row, "stepwise", EVERYTHING)
+    given, end = found.chosen.response[:-1], found.chosen.response[-1]
+    assert text(llama, [found.chosen.ids[i] for i in given]) == answer.strip()
+    assert llama.tokenizer.id_to_token(found.chosen.ids[end]) == "<|eot_id|>"
+    assert found.chosen.steps == [given[-1]]
+    pair, _ = one(
+        pipeline(Template(), llama),
+        {"prompt": "a", "chosen": answer, "rejected": "no"},
+        "preference",
+        EVERYTHING,
+    )
+    assert answer.strip() in text(llama, [pair.chosen.ids[i] for i in pair.chosen.response])
+
+
+def test_pairs_that_a_model_reads_as_the_same(llama):
+    row = {"prompt": "1?", "chosen": "It is 2.", "rejected": "It is 2. \n"}
+    for wanted in (PAIRWISE, Wanted("outcome", False, False, 0.5)):
+        found, report = one(pipeline(Template(), llama), row, "preference", wanted)
+        assert (found, dict(report.dropped)) == (None, {ALIKE: 1})
+    qwen = row | {"rejected": "It is 2.\n\nIndeed."}
+    assert one(pipeline(Template(), llama), qwen, "preference", PAIRWISE)[0] is not None
 
 
 @pytest.mark.parametrize("name", ["stories260k", "babyllama-361"])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhfctl.data.encode_judged import NOT_FOUND
 from rlhfctl.data.encode_offline import encode_offline, refuse_nothing_to_learn, step_report
 from rlhfctl.data.load import load_samples
 from rlhfctl.data.samples import Judgement, Sample
@@ -47,6 +48,36 @@ def test_steps_of_the_row_and_other_delimiters(encoder: ChatEncoder) -> None:
     assert max(other.steps) == 4
     (never,), _ = encode(encoder, row(), step_delimiters=["?"])
     assert set(never.steps) == {0}
+
+
+@pytest.mark.parametrize(
+    "steps", [["a one", "b two", "so 8\n"], ["\na one", "b two", "so 8"], ["a", "b", "c"]]
+)
+def test_steps_of_an_answer_that_the_template_trims(shared: Path, steps: list[str]) -> None:
+    encoder = ChatEncoder.from_path(
+        shared / "tokenizers/llama-3-8b-instruct", shared / "chat-templates/llama-3-8b-instruct.jinja"
+    )
+    (found,), _ = encode(encoder, row("\n".join(steps), steps=steps))
+    actions = [token for token, on in zip(found.ids, found.mask, strict=True) if on]
+    texts = [
+        encoder.tokenizer.decode(
+            [token for token, of in zip(actions, found.steps, strict=True) if of == number]
+        )
+        for number in range(found.steps[-1] + 1)
+    ]
+    assert [text.strip() for text in texts] == [step.strip() for step in steps]
+
+
+def test_steps_that_the_template_does_not_show(shared: Path) -> None:
+    """Left out where steps matter; elsewhere the answer counts whole."""
+    encoder = ChatEncoder.from_path(
+        shared / "tokenizers/qwen2", shared / "chat-templates/deepseek-r1-distill-qwen-32b.jinja"
+    )
+    sample = row("why</think>a\nb", steps=["why</think>a", "b"])
+    rows, report = encode(encoder, sample, level="step")
+    assert (rows, dict(report.dropped)) == ([], {NOT_FOUND: 1})
+    (kept,), _ = encode(encoder, sample)
+    assert set(kept.steps) == {0}
 
 
 def test_assistant_turns_are_actions_and_observations_are_not(encoder: ChatEncoder) -> None:
