@@ -4,12 +4,12 @@ The prompt is "Question:\\n...\\nAnswer reasoning:\\n"; for programs it goes on 
 docstring is the question. A row without a worked answer of that form is a prompt without a response.
 """
 
+import math
 import re
 from typing import Any
 
 from rlhfctl.data.qa import Row, question_parts
 from rlhfctl.data.samples import Message
-from rlhfctl.rewards.ncot import finite, option, reference_number
 
 MARK = "Therefore, the answer is: "  # what the verifier ncot_answer looks for, at the start of a line
 
@@ -61,10 +61,10 @@ def prose(worked: str, label: Any) -> str | None:
         text, answer = worked[: said.start()], said.group(1)
     text = CALCULATOR.sub("", text).strip()
     answer = bare(answer)
-    if reference_number(answer) is not None:
+    if _number(answer) is not None:
         answer = answer.replace(",", "")
-    numeric = reference_number(label) is not None
-    if finite(answer) is None if numeric else option(answer) != option(str(label)):
+    numeric = _number(str(label)) is not None
+    if _number(answer) is None if numeric else _word(answer) != _word(str(label)):
         return None
     return f"{text}\n{MARK}{answer}"
 
@@ -93,6 +93,11 @@ def _without_zeros(expression: str) -> str:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text.replace(",", ""))
+        value = float(text.replace(",", ""))
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
+
+
+def _word(text: str) -> str:
+    return text.strip().strip("'\"").strip().lower()
