@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhfctl.checkpoint_files import weight_files
 from rlhfctl.errors import Refused
 from rlhfctl.models.lora import POLICY
 from rlhfctl.models.quantize import put
 from rlhfctl.models.value_head import plain_name
-from rlhfctl.models.weight_files import weight_files
 
 BASE = ".base_layer."  # peft keeps an adapted layer's own weights behind it
 

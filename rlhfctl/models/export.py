@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rlhfctl.checkpoint_files import weight_files
 from rlhfctl.errors import Refused
 from rlhfctl.models.adapter_base import is_adapter, write_base
 from rlhfctl.models.adapter_weights import put_adapter, read_adapter
 from rlhfctl.models.load import config_of
 from rlhfctl.models.merged import make_dense
-from rlhfctl.models.weight_files import weight_files
 from rlhfctl.recipe.sections import Policy
 from rlhfctl.templates.lock import write_lock
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhfctl.checkpoint_files import ADAPTER_CONFIG, head_files
 from rlhfctl.errors import Refused
-from rlhfctl.models.weight_files import ADAPTER_CONFIG, head_files
 
 ADAPTER_PREFIX = "base_model.model."  # peft writes the names of the wrapped model behind it
 COPIES = (".modules_to_save.default", ".modules_to_save")

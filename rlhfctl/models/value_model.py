@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlhfctl.checkpoint_files import HEAD_FILE
 from rlhfctl.errors import Refused
 from rlhfctl.models.export import copy_tokenizer, save_portable
 from rlhfctl.models.load import config_of, hidden_at_predictors, load_trunk
 from rlhfctl.models.packing import Pack, pack_reading, plan_packs
 from rlhfctl.models.value_head import checked_head, read_config, read_head
-from rlhfctl.models.weight_files import HEAD_FILE
 from rlhfctl.recipe.sections import Policy
 
 HEADS = ("scalar", "token_sum")

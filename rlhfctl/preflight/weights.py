@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhfctl.checkpoint_files import head_files
+
 MAX_HEADER = 100 << 20  # the format's own limit
 DTYPE_BYTES = {
     "F64": 8,
@@ -54,15 +56,15 @@ class Checkpoint:
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
-    """The headers of all *.safetensors of a model directory, and whether the index's shards are all there."""
+    """The headers of the files that a model is read from, and whether the index's shards are all there."""
     checkpoint = Checkpoint(pickled=any(any(directory.glob(form)) for form in PICKLES))
-    files = sorted(directory.glob("*.safetensors"))
+    files = head_files(directory)
     for file in files:
         problem = _read_header(file, checkpoint.tensors)
         if problem:
             checkpoint.problems.append(problem)
     index = directory / "model.safetensors.index.json"
-    if index.is_file():
+    if index.is_file() and not (directory / "model.safetensors").is_file():
         try:
             listed = set(json.loads(index.read_text())["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError):

@@ -11,6 +11,7 @@ import pytest
 LIGHT = {
     "errors": set(),
     "base_weights": set(),
+    "checkpoint_files": set(),
     "collector": set(),
     "install": set(),
     "processor": set(),
@@ -70,6 +71,7 @@ WORDS = {
     "errors",
     "__version__",
     "base_weights",
+    "checkpoint_files",
     "collector",
     "install",
     "processor",

@@ -204,6 +204,18 @@ def test_the_reward_head(
     assert found == ([id] if id else [])
 
 
+def test_a_head_in_a_file_that_nobody_reads(chains: Path, tmp_path: Path) -> None:
+    """A shard that an earlier save left: the model is read from model.safetensors alone."""
+    left, raw = tmp_path / "left", struct.pack("<64f", *[0.5] * 64)
+    head_model(left, chains, "score.weight", [1, 64], raw)
+    path = head_model(tmp_path / "rm", chains, "lm_head.weight", [1, 64], raw)
+    shutil.copy(left / "model.safetensors", tmp_path / "rm/model-00001-of-00001.safetensors")
+    recipe = ppo(chains, reward={"sources": [{"kind": "model", "path": path}]})
+    assert "W007" in problems(preflight(recipe))
+    shutil.copy(left / "model.safetensors", tmp_path / "rm/value_head.safetensors")
+    assert "W007" not in problems(preflight(recipe))
+
+
 def test_options_that_name_what_is_not_there(chains: Path, shared: Path, tmp_path: Path) -> None:
     one(preflight(ppo(chains, value_model={"init": "reward_model"})), "W010", 2)
     policy = {"path": str(shared / "models/stories260k"), "lora": {"target_modules": ["q_proj", "qkv"]}}
