@@ -117,7 +117,7 @@ def train(ctx: RunContext) -> None:
             "tokens": state["tokens"] + tokens,
             "failures": batch.failures,
             "prompts": batch.prompts,
-            "kl_coef": next_kl_coef(recipe, experience, metrics, step),
+            "kl_coef": next_kl_coef(ctx, recipe, experience, metrics, step),
         }
         metrics |= {"lr": lr, "tokens": state["tokens"]}
         metrics["tokens_per_second"] = tokens / (time.perf_counter() - began)

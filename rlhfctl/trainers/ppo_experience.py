@@ -95,13 +95,15 @@ def rounds_alone(recipe: PpoRecipe) -> bool:
     return recipe.rollout.engine == "hf" and not asked
 
 
-def next_kl_coef(recipe: PpoRecipe, experience: Experience, metrics: dict[str, float], step: int) -> float:
+def next_kl_coef(
+    ctx: RunContext, recipe: PpoRecipe, experience: Experience, metrics: dict[str, float], step: int
+) -> float:
     """The coefficient of the step after 0-based step `step`: with algorithm.kl_target it follows this step's KL.
 
     While the value model warms up the policy is the reference: its KL says nothing. Raises RunFailed.
     """
     algorithm = recipe.algorithm
-    if algorithm.kl_target is None or step < algorithm.value_warmup_steps:
+    if algorithm.kl_target is None or step - ctx.first < algorithm.value_warmup_steps:
         return experience.kl_coef
     refuse_non_finite(step + 1, "kl/reference", metrics["kl/reference"])
     return adapted_coef(

@@ -36,7 +36,7 @@ def update(
 ) -> dict[str, float]:
     """Train on the batch; returns the step's metrics."""
     algorithm = recipe.algorithm
-    warming = step < algorithm.value_warmup_steps
+    warming = step - ctx.first < algorithm.value_warmup_steps
     optimizers["policy"].held = "policy." if warming else None
     sums = Sums()
     for name, value in (experience.value_sums or {}).items():

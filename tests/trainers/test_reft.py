@@ -78,6 +78,19 @@ def test_stopped_in_either_phase_it_ends_the_same(quickstart: list[str], tmp_pat
     assert abs(rows[5]["kl/reference"]) < 1e-6
 
 
+def test_the_value_model_warms_up_in_the_first_steps_of_its_own_phase(
+    quickstart: list[str], tmp_path: Path
+) -> None:
+    """Steps 5 and 6 of the run: the policy stands still, and the KL coefficient waits for it."""
+    options = ["algorithm.value_warmup_steps=2", "algorithm.kl_coef=0.05", "algorithm.kl_target=0.1"]
+    rows = told(run(tmp_path / "warm", [*quickstart, *options], resume=False))[5:]
+    assert [(row["step"], row["value/warmup"]) for row in rows] == [(5, 1), (6, 1), (7, 0), (8, 0)]
+    assert [row["kl/policy"] < 1e-12 for row in rows] == [True, True, False, False]
+    coefs = [row["kl/coef"] for row in rows]
+    assert coefs[:3] == [0.05] * 3
+    assert coefs[3] != 0.05
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
