@@ -123,7 +123,8 @@ def policy_terms(
     """The policy's loss: clipped or sequence-level, plus the KL term, minus the entropy bonus."""
     rollout_logprobs = flat(experience.rollout_logprobs, experience.mask, batch)
     if first:
-        sums.add("kl_rollout", kl(logprobs.detach(), rollout_logprobs, "k3").sum())
+        # In the order of who drew the tokens: the sampler.
+        sums.add("kl_rollout", kl(rollout_logprobs, logprobs.detach(), "k3").sum())
         sums.add("rollout_tokens", len(batch.targets))
     if not experience.old_known:
         for row, part in zip(batch.rows, logprobs.detach().cpu().split(batch.counts), strict=True):

@@ -6,11 +6,11 @@ import torch
 from rlhfctl.models.packing import pack
 from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.trainers import ppo_experience
-from rlhfctl.trainers.experience import build
+from rlhfctl.trainers.experience import build, sharing_of
 from rlhfctl.trainers.ppo_experience import make_experience
 from rlhfctl.trainers.ppo_loss import Pass, Sums
-from rlhfctl.trainers.ppo_models import load_models
-from rlhfctl.trainers.ppo_update import train_minibatch, update_metrics, with_gradient
+from rlhfctl.trainers.ppo_models import build_optimizers, load_models
+from rlhfctl.trainers.ppo_update import minibatches, train_minibatch, update, update_metrics, with_gradient
 from rlhfctl.trainers.trajectory import Trajectory
 from rlhfctl.trainers.value_once import passes_once
 
@@ -71,6 +71,51 @@ def test_rows_without_signal_are_skipped_and_the_gradient_is_the_same(batch):
     for name, gradient in whole.items():
         assert float(gradient.abs().max()) > 1e-6, name
         torch.testing.assert_close(mine[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence", "constant"])
+def test_skipped_rows_stay_in_the_denominator(batch, mean):
+    found = []
+    for bonus in (0.0, 1e-30):  # with a bonus too small to count every row passes
+        ctx, models, rows = batch()
+        ctx.recipe.algorithm.loss_mean, ctx.recipe.algorithm.entropy_coef = mean, bonus
+        gradient, sums, _ = gradients(ctx, models, rows)
+        found.append(gradient)
+        assert sums.values["skipped"] == (0 if bonus else 5)
+    for name, gradient in found[0].items():
+        assert float(gradient.abs().max()) > 1e-6, name
+        torch.testing.assert_close(gradient, found[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_numbers_of_a_pack_reach_their_own_rows(batch):
+    """A prompt whose samples share no forward pass stands behind the groups that do, before them in the batch."""
+    ctx, models, rows = batch("algorithm.old_logprobs=recompute", "algorithm.minibatches=2")
+    rows[0].prompt_ids, rows[1].prompt_ids = [2], [9, 9]
+    sharing = sharing_of(rows)
+    packs = sharing.plan(range(6), ctx.recipe.train.tokens_per_microbatch, 0, 1)
+    assert any(sharing.pack(members, ctx.device, 1).rows != members for members in packs)
+    experience = make_experience(ctx, ctx.recipe, models, rows)
+    for row, length in enumerate(experience.response_lengths):
+        with torch.no_grad():
+            alone = models.logprobs(pack([row], experience.ids, experience.trained))
+        torch.testing.assert_close(experience.old_logprobs[row, :length], alone, atol=1e-5, rtol=0)
+
+
+def test_the_sampler_is_compared_before_the_first_optimizer_step(batch):
+    """kl/rollout is of the first of four minibatches: KL(sampler, trainer) from tokens that the sampler drew."""
+    ctx, models, rows = batch("algorithm.ppo_epochs=2", "algorithm.minibatches=2", "optim.lr=0.1")
+    optimizers = build_optimizers(ctx.recipe, models, 4)
+    experience = make_experience(ctx, ctx.recipe, models, rows)
+    first = minibatches(6, 2, ctx.recipe.seed, 0, 0)[0]
+    moving = with_gradient(ctx.recipe.algorithm, models, experience, first)
+    assert len(moving) > 0
+    with torch.no_grad():
+        trainer = models.logprobs(pack(moving, experience.ids, experience.trained))
+    ratio = (trainer + 2.0).exp()  # the sampler's log-probabilities are -2
+    expected = float((ratio - 1 - ratio.log()).mean())
+    metrics = update(ctx, ctx.recipe, models, optimizers, experience, 0)
+    assert metrics["kl/rollout"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["kl/policy"] > 0.01  # the passes after it are of another policy
 
 
 def test_terms_beside_the_policy_loss_need_every_row(batch):
