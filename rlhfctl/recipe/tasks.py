@@ -191,6 +191,11 @@ class PpoRecipe(Recipe):
                 f"rollout.engine {self.rollout.engine} gives log-probabilities within the nucleus, which the trainer "
                 "does not compute: rollout.top_p must be 1, or rollout.engine hf"
             )
+        if self.algorithm.importance_correction != "none" and self.rollout.top_p < 1:
+            raise ValueError(
+                "algorithm.importance_correction weighs by log-probabilities of the whole distribution, which do not "
+                "know of rollout.top_p: set rollout.top_p to 1, or importance_correction to none"
+            )
         ignored = ignored_keys(self) + token_rewards.problems(self.reward, self.algorithm.advantage)
         if ignored:
             raise ValueError("\n".join(ignored))  # one problem a line

@@ -26,6 +26,7 @@ def parse(algorithm: dict[str, Any] | None = None, rollout: dict[str, Any] | Non
 def test_what_fits_passes() -> None:
     parse({"advantage": "grpo", "loss": "gspo", "loss_mean": "sequence"})
     parse({"advantage": "rloo"}, {"dynamic_sampling": True, "max_refills": 9})
+    parse({}, {"top_p": 0.9})
     parse({"kl_target": 0.1, "kl_horizon": 500, "value_warmup_steps": 4, "entropy_coef": 0.01})
     assert parse({"importance_correction": "icepop"}).algorithm.bounds == (0.5, 5.0)
     assert parse({"importance_correction": "sequence_mask"}).algorithm.bounds == (0.9, 1.1)
@@ -53,6 +54,11 @@ def test_what_fits_passes() -> None:
             {"importance_correction": "icepop", "old_logprobs": "sampler"},
             {},
             "old_logprobs cannot be sampler",
+        ),
+        (
+            {"importance_correction": "tis"},
+            {"top_p": 0.9},
+            r"set rollout\.top_p to 1, or importance_correction to none",
         ),
         ({"kl_coef": 0.0, "kl_target": 0.1}, {}, "algorithm.kl_target is ignored here"),
         ({"kl_horizon": 500}, {}, "algorithm.kl_horizon is ignored here"),
