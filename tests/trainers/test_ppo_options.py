@@ -1,5 +1,7 @@
 """The options of ppo in real runs of a tiny model: each acts, shows it in a metric, and comes back after a resume."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -34,6 +36,22 @@ def test_dynamic_sampling_fills_the_step_with_groups_that_tell_something(train):
         assert record["groups/sampled"] > 8
         assert record["groups/dropped_fraction"] == pytest.approx(1 - 8 / record["groups/sampled"])
         assert record["groups/skipped_tokens_fraction"] == 0
+
+
+def test_rewards_are_normalised_within_the_prompt(train):
+    """Two samples of different reward become -1 and 1, of equal reward 0."""
+    records, _ = train("normal", "reward.shaping.normalisation=group", "train.steps=1")
+    flat = records[0]["groups/zero_variance_fraction"]
+    assert 0.2 < flat < 0.8
+    assert records[0]["reward/std"] == pytest.approx((1 - flat) ** 0.5, rel=0.05)
+
+
+def test_refilled_samples_are_seen_once_by_the_running_normalisation(train):
+    options = ("rollout.dynamic_sampling=true", "rollout.max_refills=50", "train.steps=1")
+    records, run = train("running", "reward.shaping.normalisation=running", *options, *CHECKPOINTS)
+    assert records[0]["groups/refills"] >= 1
+    state = json.loads((run.checkpoints / "step_000001/trainer.json").read_text())
+    assert state["running"]["count"] == 2 * records[0]["groups/sampled"]
 
 
 def test_dynamic_sampling_stops_refilling_at_its_bound(train):
