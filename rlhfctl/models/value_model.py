@@ -118,7 +118,8 @@ class ValueFunction(nn.Module):
         for row, part in zip(members, hidden.split(batch.counts), strict=True):
             if not places[row]:
                 continue
-            taken = torch.tensor(rows[row][prompts[row] : places[row][-1] + 1], device=part.device)
+            tokens = rows[row][prompts[row] : places[row][-1] + 1]
+            taken = torch.tensor(tokens, dtype=torch.long, device=part.device)  # none of an empty answer
             start = self.token_sum.start(part[:1])
             sums = torch.cat([start, start + self.token_sum.increments(part[:-1], taken).cumsum(0)])
             values.append(sums[torch.tensor(places[row], device=part.device) - (prompts[row] - 1)])

@@ -9,16 +9,19 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from rlhfctl.errors import Refused
+from rlhfctl.evaluation.guided import value_of
 from rlhfctl.models.load import backbone, load_causal_lm
 from rlhfctl.models.value import load_critic
 from rlhfctl.models.value_model import (
     TokenSumHead,
+    ValueFunction,
     load_value_model,
     refuse_other_vocabulary,
     save_value_model,
 )
 from rlhfctl.quickstart.chains import write_model
 from rlhfctl.recipe.sections import Policy, ValueModel
+from rlhfctl.search.beam import Candidate
 
 CPU = torch.device("cpu")
 SIZES = tiny_sizes.SIZES | {"vocab_size": 53, "max_position_embeddings": 64}
@@ -88,6 +91,26 @@ def test_a_token_sum_reads_the_state_before_each_token(policy, tmp_path):
         model.at(ROWS, places, 10)
     with pytest.raises(ValueError, match="inside the prompt"):
         model.at(ROWS, [[0], [2], [2]], 10, prompts)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "token_sum"])
+def test_an_empty_answer_has_the_value_of_its_prompt(policy, kind):
+    """The policy wrote its stop token at once: the state is the prompt, alone in a pack and beside longer ones."""
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(1, 32, generator=generator)
+    head = weight
+    if kind == "token_sum":
+        head = TokenSumHead(53, 32)
+        head.prompt.data, head.token.data = weight, torch.randn(53, 32, generator=generator)
+    model = ValueFunction(backbone(load_causal_lm(policy, CPU, 0)), head, {})
+    stop = 2
+    empty, short = (
+        Candidate(0, ids, -1.0, finish="stop", depth=0, parent=None, step=0) for ids in ([stop], [7, stop])
+    )
+    value = value_of(model, [[4, 5, 9]], (stop,))
+    expected = float(hidden(policy, [4, 5, 9])[-1] @ weight[0])
+    assert value([empty]) == pytest.approx([expected], abs=1e-5)
+    assert value([short, empty])[1] == pytest.approx(expected, abs=1e-5)
 
 
 def test_it_starts_another_value_model(policy, scalar):
