@@ -1,6 +1,7 @@
 """A reward model in the trainer's process, scored through its own chat template and tokenizer."""
 
 import hashlib
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from rlhfctl.rewards.spans import step_spans, token_spans
 from rlhfctl.serving.protocol import Granularity
 from rlhfctl.templates.bridge import Bridge, Bridged, BridgeOptions, TooLong
 from rlhfctl.templates.encode import ChatEncoder
-from rlhfctl.templates.places import NotFound, response_places, split_steps, step_places
+from rlhfctl.templates.places import NotFound, response_places, split_steps, step_places, token_offsets
 
 TOKENS_PER_FORWARD = 8192
 
@@ -130,6 +131,8 @@ class ModelReward:
     def spans(self, bridged: Bridged, response: str, places: list[int], values: list[float]) -> list[Span]:
         """Of steps: the score is the lowest. Of tokens: the score is the sum; the mean is taken off the last one."""
         mean, std = self.model.mean, self.model.std
+        if self.model.read == "token_sum" and wrote_nothing(bridged):
+            return [Span(0, len(response), self.model.joined(values))]
         if self.differences and len(values) < 2:
             return []
         if self.differences:
@@ -163,10 +166,22 @@ class ModelReward:
                 return []
         if self.model.read == "last_token":
             return []
+        last = last_read(bridged.ids, self.model.pad)
+        if wrote_nothing(bridged):
+            behind = self.behind_prompt(bridged) if self.model.read == "token_sum" else []
+            return [place for place in behind if place <= last] or [last]
         if self.model.read == "token_sum":
-            last = last_read(bridged.ids, self.model.pad)
             return [place for place in response_places(self.bridge.rm, bridged) if place <= last]
         return step_places(self.bridge.rm, bridged, split_steps(response, self.model.separator))
+
+    def behind_prompt(self, bridged: Bridged) -> list[int]:
+        """Of an empty response: the tokens from the end of the generation prompt on, as of others from their first."""
+        prompt = self.bridge.rm.render(bridged.messages[:-1], add_generation_prompt=True)
+        shared = takewhile(lambda pair: pair[0] == pair[1], zip(prompt, bridged.text, strict=False))
+        start = len(list(shared))
+        offsets = token_offsets(self.bridge.rm, bridged)
+        behind = sum(end <= start for _, end in offsets) - bridged.dropped
+        return list(range(behind, len(bridged.ids)))
 
     def attended(self, places: list[int], heads: Tensor, score: float) -> list[float]:
         """The score over the response tokens at `places`; [] where there are none, or none is attended to."""
@@ -175,6 +190,14 @@ class ModelReward:
 
     def close(self) -> None:
         return None
+
+
+def wrote_nothing(bridged: Bridged) -> bool:
+    """Whether the response is empty, or whitespace, which a template may trim and which stands elsewhere too."""
+    content = bridged.messages[-1]["content"]
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content)
+    return not content.strip()
 
 
 def no_spans(path: str, read: str, granularity: str) -> str:
