@@ -179,7 +179,7 @@ class ModelReward:
         prompt = self.bridge.rm.render(bridged.messages[:-1], add_generation_prompt=True)
         shared = takewhile(lambda pair: pair[0] == pair[1], zip(prompt, bridged.text, strict=False))
         start = len(list(shared))
-        offsets = token_offsets(self.bridge.rm, bridged)
+        offsets = token_offsets(bridged)
         behind = sum(end <= start for _, end in offsets) - bridged.dropped
         return list(range(behind, len(bridged.ids)))
 
