@@ -219,6 +219,7 @@ def test_a_file_size_limit_while_checkpointing(chains: Path, tmp_path: Path) -> 
     assert "there is no earlier one" in out.stderr
 
 
+@pytest.mark.heavy
 def test_a_disk_that_fills_up(chains: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

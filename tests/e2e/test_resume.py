@@ -49,7 +49,10 @@ def same_result(run, reference, metrics):
     assert any(each.what.startswith("final/") for each in found)
 
 
-@pytest.mark.parametrize("task", ["sft", "rm", "ppo"])
+HEAVY = pytest.mark.heavy
+
+
+@pytest.mark.parametrize("task", [pytest.param("sft", marks=HEAVY), pytest.param("rm", marks=HEAVY), "ppo"])
 def test_interrupted_and_resumed_equals_uninterrupted(task, workspace, command, cli, metrics, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     cli(*command(task, whole, {"train.steps": 12}), cwd=workspace)

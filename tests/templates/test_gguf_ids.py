@@ -170,6 +170,7 @@ def test_the_command_takes_a_file_and_its_directory(made: Made) -> None:
     assert report["bridge"]["mode"] == "identity"
 
 
+@pytest.mark.heavy
 def test_transformers_reads_what_is_not_rebuilt(made: Made, gguf: Write, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     pytest.importorskip("transformers")
