@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before any test imports torch or tokenizers, and inherited by every subprocess a test starts.
@@ -27,6 +28,15 @@ settings.register_profile("rlhfctl", derandomize=True, deadline=None, database=N
 settings.load_profile("rlhfctl")
 
 REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """As they were: a command that ends in this process leaves Ctrl-C ignored, and the runs of later tests inherit it."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 def pytest_sessionfinish() -> None:

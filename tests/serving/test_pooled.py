@@ -47,7 +47,7 @@ def test_an_encoder_is_refused() -> None:
 @pytest.mark.heavy
 @pytest.mark.parametrize(("architecture", "read"), [("llama", "last_token"), ("qwen2", "token_sum")])
 def test_scores_of_the_plain_engine(tmp_path: Path, architecture: str, read: str) -> None:
-    """Answers of all lengths; none, which is an error where tokens are summed; and one past the model's context."""
+    """Answers of all lengths: none, and one past the model's context."""
     path = str(reward_model(tmp_path, read=read, architecture=architecture))
     answers = ["", "#6", "1+2=3\n3+3=6\n#6", "9" * 40, "2" * 100]
     rows = [
@@ -56,8 +56,7 @@ def test_scores_of_the_plain_engine(tmp_path: Path, architecture: str, read: str
     ]
     (wanted,) = scorers.open_served(path).scorers[0].score([rows])
     (found,) = scorers.open_served(path, "vllm").scorers[0].score([rows])
-    first = "ok" if read == "last_token" else "error"
-    assert [outcome.status for outcome in wanted] == [first, "ok", "ok", "ok", "error"]
+    assert [outcome.status for outcome in wanted] == ["ok", "ok", "ok", "ok", "error"]
     assert [outcome.error for outcome in found] == [outcome.error for outcome in wanted]
     assert len({outcome.score for outcome in wanted}) >= 4
     for left, right in zip(wanted, found, strict=True):
