@@ -32,7 +32,7 @@ REPO = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
-    """As they were: a command that ends in this process leaves Ctrl-C ignored, and the runs of later tests inherit it."""
+    """As they were: a command that ends in this process leaves Ctrl-C ignored, which runs of later tests inherit."""
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for each, handler in before.items():

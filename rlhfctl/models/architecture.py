@@ -20,16 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhfctl.architectures import PLAIN, SCALES, TRIED
 from rlhfctl.errors import Refused
 from rlhfctl.models.attention import NAME, PackedLayout
 
-# fmt: off
-TRIED = frozenset([
-    "bitnet", "cohere", "cohere2", "diffllama", "doge", "exaone4", "gemma", "gemma3_text", "glm", "glm4",
-    "gpt2", "gpt_bigcode", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2", "olmo3", "opt",
-    "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
-])
-# fmt: on
 ROWS = (9, 14, 6)  # tokens of the rows of the proof
 LONGEST = 512  # a window up to this size is proven by a row that is longer
 # Largest difference in parts of the largest hidden state. Rounding differs by the kernel, and where experts are chosen
@@ -37,24 +31,18 @@ LONGEST = 512  # a window up to this size is proven by a row that is longer
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 SAME = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 
-SCALES = (
-    "logit_scale",
-    "logits_scaling",
-    "final_logit_softcapping",
-)  # of configurations: what becomes of x W^T
-
 
 @dataclass(slots=True)
 class Watched:
-    """A layout that knows which layers have asked it."""
+    """A layout that knows which layers have asked it, and with which window."""
 
     layout: PackedLayout
-    layers: set[int] = field(default_factory=set)
+    layers: dict[int, int | None] = field(default_factory=dict)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
-        self.layers.add(layer)
+        self.layers[layer] = window
         return self.layout.attend(layer, query, key, value, scale, window)
 
 
@@ -62,7 +50,7 @@ def tried(trunk: nn.Module) -> bool:
     config: Any = trunk.config
     kinds = set(getattr(config, "layer_types", None) or ())
     own_code = not type(trunk).__module__.startswith("transformers.models.")
-    return config.model_type in TRIED and not own_code and kinds <= {"full_attention", "sliding_attention"}
+    return config.model_type in TRIED and not own_code and kinds <= PLAIN
 
 
 def prove(trunk: nn.Module) -> None:
@@ -71,7 +59,10 @@ def prove(trunk: nn.Module) -> None:
     if getattr(config, "_attn_implementation", None) != NAME or tried(trunk):
         return
     text = config.get_text_config()
-    window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None) or 0
+    kinds = list(getattr(text, "layer_types", None) or ())
+    if others := sorted(set(kinds) - PLAIN):
+        raise unlike(config, f"it has layers of {', '.join(others)}")
+    window = getattr(text, "sliding_window", None) or 0
     longest = min(
         window + 5 if window <= LONGEST else 0, getattr(text, "max_position_embeddings", None) or LONGEST
     )
@@ -96,6 +87,8 @@ def prove(trunk: nn.Module) -> None:
             config,
             f"{len(layers)} of its {text.num_hidden_layers} layers attend by the layout that keeps a pack's rows apart",
         )
+    if any(layers.get(layer) is None for layer, kind in enumerate(kinds) if kind == "sliding_attention"):
+        raise unlike(config, "a layer's sliding window is not given to the attention")
     if apart(together[1:], behind_another[1:]) > SAME.get(dtype, 0.02):
         raise unlike(config, "a row of a pack would be computed from the row before it")
     difference = apart(together, alone)
@@ -124,7 +117,7 @@ def prove_logits(model: nn.Module, trunk: nn.Module, head: Tensor) -> None:
         )
 
 
-def packed(trunk: nn.Module, rows: list[Tensor]) -> tuple[list[Tensor], set[int]]:
+def packed(trunk: nn.Module, rows: list[Tensor]) -> tuple[list[Tensor], dict[int, int | None]]:
     """Last hidden states [L, H] of each row of one pack, and the layers that asked the layout."""
     device = next(trunk.parameters()).device
     lengths = [len(row) for row in rows]

@@ -10,6 +10,7 @@ import pytest
 # Light side, before the process boundary: no torch, no transformers, no numpy at import.
 LIGHT = {
     "errors": set(),
+    "architectures": set(),
     "base_weights": set(),
     "checkpoint_files": set(),
     "collector": set(),
@@ -70,6 +71,7 @@ EXCEPTIONS = {("rewards.model", "models"), ("rewards.model", "algorithms")}
 WORDS = {
     "errors",
     "__version__",
+    "architectures",
     "base_weights",
     "checkpoint_files",
     "collector",

@@ -8,10 +8,11 @@ import torch
 import transformers
 from torch import nn
 
+from rlhfctl.architectures import UNSUPPORTED, scaled, unsupported
 from rlhfctl.errors import Refused
 from rlhfctl.models import architecture
 from rlhfctl.models.load import backbone, load_causal_lm, load_trunk
-from rlhfctl.preflight.architecture import UNSUPPORTED, check_architecture, scaled, unsupported
+from rlhfctl.preflight.architecture import check_architecture
 from rlhfctl.recipe.sections import Policy
 
 SIZES: dict[str, Any] = {
@@ -194,8 +195,7 @@ def test_a_family_that_packs_are_wrong_for_is_refused(kind, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("lfm2", "1 of its 2 layers attend by the layout"),
-        ("falcon_h1", "computed from the row before it"),
+        ("lfm2", "it has layers of conv"),
         ("gpt_oss", "with sinks"),
         ("gemma2", "capped softly"),
         ("falcon", "code of their own"),
@@ -203,6 +203,17 @@ def test_a_family_that_packs_are_wrong_for_is_refused(kind, tmp_path):
     ],
 )
 def test_the_reason_is_told(kind, reason, tmp_path):
+    saved(*WRONG[kind], tmp_path)
+    with pytest.raises(Refused, match=reason):
+        load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("lfm2", "1 of its 2 layers attend by the layout"), ("falcon_h1", "computed from the row before it")],
+)
+def test_a_configuration_that_does_not_tell_is_found_out(kind, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr(architecture, "PLAIN", architecture.PLAIN | {"conv", "hybrid"})
     saved(*WRONG[kind], tmp_path)
     with pytest.raises(Refused, match=reason):
         load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
@@ -262,3 +273,26 @@ def test_the_page_lists_what_was_tried(repo):
         .replace(" ", "")
         .split(",")
     ) == set(architecture.TRIED)
+
+
+def test_a_window_wider_than_the_proof_has_to_reach_the_attention(tmp_path, monkeypatch):
+    """No row of the proof is longer than such a window: the layer has to hand it over."""
+    family, keys = RIGHT["gemma3_text"]
+    saved(family, keys | {"sliding_window": 4096, "max_position_embeddings": 8192}, tmp_path)
+    monkeypatch.setattr(architecture, "TRIED", frozenset())
+    load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+    attend = architecture.Watched.attend
+    monkeypatch.setattr(architecture.Watched, "attend", lambda self, *given: attend(self, *given[:-1], None))
+    with pytest.raises(Refused, match="window is not given"):
+        load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+
+
+def test_layers_of_chunks_are_refused(tmp_path, monkeypatch):
+    """Rows beyond a chunk would attend to too much; the chunk of Llama 4 is longer than any row of the proof."""
+    assert unsupported({"model_type": "llama4_text", "layer_types": ["chunked_attention"]}) is not None
+    saved(*RIGHT["llama"], tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["layer_types"] = ["chunked_attention", "full_attention"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Refused, match="layers of chunked_attention"):
+        load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
