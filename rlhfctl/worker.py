@@ -86,6 +86,7 @@ def run(
         say = speaker(directory, attempt, rank, log, console)
         if rank == 0:
             directory.write_status("running", attempt=attempt)
+        choose_attention(recipe)
         train(make_context(recipe, directory, rank, world, device, resume, attempt, stop, say), inline)
         stop.deferred = True
         if rank == 0:
@@ -201,6 +202,12 @@ def set_up_device(recipe: "AnyRecipe") -> "torch.device":
     # transformers imports deepspeed where it is installed, and that warns where it must guess.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return torch.device("cpu")
+
+
+def choose_attention(recipe: "AnyRecipe") -> None:
+    from rlhfctl.models import pack_attention
+
+    pack_attention.choose(recipe.policy.attention)
 
 
 def join(recipe: "AnyRecipe", device: "torch.device") -> None:

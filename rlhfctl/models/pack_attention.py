@@ -32,6 +32,7 @@ from rlhfctl.models.linear import multiplies_tiles
 
 PLACES = 16  # tokens to whose multiple a bfloat16 document is computed, with what lies behind it
 KERNEL = "_scaled_dot_product_flash_attention_for_cpu"  # gives the denominators as well
+chosen = {"attention": "auto"}
 
 Run = tuple[int, int, int]  # first token, documents of one length, that length
 
@@ -46,11 +47,15 @@ class Crossing:
     rests: Sequence[int]
 
 
+def choose(attention: str) -> None:
+    """policy.attention of the run in this process: auto, or sdpa for torch's kernel and gradients, call by call."""
+    chosen["attention"] = attention
+
+
 def computes(query: Tensor, value: Tensor) -> bool:
     """Whether a pack's attention is computed here."""
-    return (
-        query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and hasattr(torch.ops.aten, KERNEL)
-    )
+    here = query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
+    return here and chosen["attention"] == "auto" and hasattr(torch.ops.aten, KERNEL)
 
 
 def attention(

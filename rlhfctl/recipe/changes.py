@@ -14,6 +14,7 @@ MAY_CHANGE = (
     "algorithm.reference_cache_dir",
     "guard",
     "launch",
+    "policy.attention",
     "policy.gradient_checkpointing",
     "reward.max_failures",
     "reward.sources.*.url",

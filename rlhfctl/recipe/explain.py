@@ -6,7 +6,6 @@ from difflib import get_close_matches
 from itertools import groupby
 from typing import Any
 
-from rlhfctl.recipe import not_built
 from rlhfctl.recipe.base import NAME
 from rlhfctl.recipe.errors import Problem
 from rlhfctl.recipe.keys import keys_of, names_at
@@ -98,8 +97,6 @@ def explain_value(path: Path, errors: list[Any], tree: Tree, task: str) -> Probl
 
 def unknown_key(path: Path, tree: Tree, task: str) -> Problem:
     key, place = dotted(path), tree.place(path, of_key=True)
-    if not_built.is_key(path):
-        return Problem(f"{key} is not built yet: remove it", place, key)
     others = [name for name, schema in TASKS.items() if name != task and path[0] in schema.model_fields]
     if len(path) == 1 and others:
         return Problem(f"{key} is for {' and '.join(others)}, and this is a recipe of {task}", place, key)
@@ -141,8 +138,6 @@ def missing(path: Path, tree: Tree, task: str) -> Problem:
 
 def wrong_value(path: Path, wish: str, given: Any, choices: list[str], tree: Tree) -> Problem:
     key, place = dotted(path), tree.place(path)
-    if not_built.is_value(path, given):
-        return Problem(f"{key} {given} is not built yet: it must be {wish}", place, key)
     hint = ""
     if wish == "true or false" and str(given).lower() in ("yes", "no", "on", "off"):
         hint = " (YAML 1.2 has only true and false)"

@@ -46,6 +46,10 @@ class Policy(Section):
     quantization_block: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = Field(
         64, description="nf4, fp4: weights that share one scale; must divide the columns of every matrix"
     )
+    attention: Literal["auto", "sdpa"] = Field(
+        "auto",
+        description="auto: on a CPU one call for a whole pack; sdpa: torch's kernel, call by call, to check it against",
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, a third more work"
     )

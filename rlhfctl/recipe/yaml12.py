@@ -23,9 +23,8 @@ FLOAT = re.compile(
     r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
 DIGITS = "0123456789"
-MOST_VALUES = (
-    100_000  # aliases to aliases multiply: a text of a few lines can mean more values than memory holds
-)
+# Aliases to aliases multiply: a text of a few lines can mean more values than memory holds.
+MOST_VALUES = 100_000
 LONGEST_NUMBER = 1000  # digits; Python itself refuses to read much longer ones
 
 

@@ -53,6 +53,23 @@ def test_same_seed_same_metrics_another_seed_others(workspace, command, cli, met
     assert first != other
 
 
+def test_attention_by_torchs_kernel(workspace, command, tmp_path, monkeypatch):
+    """policy.attention: sdpa leaves out the call for a whole pack, which here fails."""
+    from rlhfctl.cli.main import run
+    from rlhfctl.models import pack_attention
+
+    def attention(*given):
+        raise RuntimeError("computed in one call")
+
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(pack_attention, "attention", attention)
+    monkeypatch.setitem(pack_attention.chosen, "attention", "auto")  # put back at the end
+    for kind, code in {"auto": 1, "sdpa": 0}.items():
+        changes = {"train.steps": 1, "policy.attention": kind}
+        assert run(command("sft", tmp_path / kind, changes)) == code
+    assert "computed in one call" in (tmp_path / "auto/logs/attempt_1/rank0.log").read_text()
+
+
 @pytest.mark.parametrize(
     ("task", "changes", "sentence"),
     [

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhfctl.errors import UsageError
-from rlhfctl.recipe import changes, not_built, paths
+from rlhfctl.recipe import changes, paths
 from rlhfctl.recipe.keys import keys_of, names_at
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.schema import json_schema
@@ -34,11 +34,6 @@ def test_tables_of_keys_name_keys_that_exist_or_do_not() -> None:
     known = {key.path.replace(".0", ".*") for task in TASKS for key in keys_of(task)}
     assert [path for path in paths.PATHS if path not in known] == []
     assert [key for key in changes.MAY_CHANGE if key not in known] == []
-    assert [key for key in not_built.KEYS if key in known] == []
-    choices = {key.path.replace(".0", ".*"): key.choices for task in TASKS for key in keys_of(task)}
-    for path, values in not_built.VALUES.items():
-        assert path in choices
-        assert not set(values) & set(choices[path])
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -252,7 +252,7 @@ def test_overrides_reach_every_kind_of_key(recipe_file: Write) -> None:
         ("optim.lr", "not KEY=VALUE, such as optim.lr=1e-5"),
         ("=5", "not KEY=VALUE"),
         ("optim.lr=[1", "not valid YAML"),
-        ("policy.attention=auto", "policy.attention is not built yet"),
+        ("policy.attention=flash", 'policy.attention must be one of auto, sdpa, not "flash"'),
         ("tracking={wandb: x}", 'tracking.wandb must be a section (KEY: VALUE), not "x"'),
         ("tracking.wandb.mode=ofline", "did you mean offline?"),
         ("algorithm.kl_coef=1", "algorithm is for rm and ppo and reft and oreo, and this is a recipe of sft"),
