@@ -128,9 +128,8 @@ def _row(
         report.drop(TOO_LONG, sample, f"{longest} tokens")
         return None
     rejected = sides[1] if pair is not None else None
-    if (
-        rejected is not None and rejected.ids == sides[0].ids
-    ):  # e.g. texts that differ in whitespace that is trimmed
+    # Texts may differ in whitespace alone, which templates trim.
+    if rejected is not None and rejected.ids == sides[0].ids:
         report.drop(ALIKE, sample, "the chat template and the tokenizer make chosen and rejected equal")
         return None
     return JudgedRow(sample.id, sides[0], rejected, judgement.margin or 0.0, target, list(labels or []))

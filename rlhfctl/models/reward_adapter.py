@@ -20,9 +20,8 @@ def load_adapter(trunk: nn.Module, directory: Path) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig.from_pretrained(str(directory))
-    config.modules_to_save = config.trainable_token_indices = (
-        None  # they replace the backbone's; the head is ours
-    )
+    # They replace parts of the backbone (models/adapter_weights.py); the head is ours.
+    config.modules_to_save = config.trainable_token_indices = None
     config.task_type = None
     heads = {f"{name.removesuffix('weight')}{kind}" for name in head_names(directory) for kind in KINDS}
     tensors = {name: tensor for name, tensor in read_adapter(directory).items() if name not in heads}

@@ -36,12 +36,8 @@ SAFE = {"K001", "K010", "K013", "T025"}
 SAMPLED_SAFE = {"T024", "T032", "K011"}
 
 
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)  # one of them is there
+# One of them is there.
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def check(inputs: Inputs) -> Iterator[Finding]:

@@ -122,9 +122,8 @@ class Matcher:
             alike = self._keys[stage].get(key(text), [])
             if not any(may(stage, text, self.prompts[row]) for row in alike):
                 continue
-            return (
-                Match(alike[0], stage) if len(alike) == 1 else None
-            )  # stronger stages tell them apart even less
+            # Of several: stronger stages tell them apart even less.
+            return Match(alike[0], stage) if len(alike) == 1 else None
         if not self.fuzzy:
             return None
         rows = [row for row, prompt in enumerate(self.prompts) if damaged(prompt, text)]
@@ -190,9 +189,8 @@ def damaged(prompt: str, query: str) -> bool:
             intact += 1
         elif not _may_be_damage(word, other):
             return False
-    if intact == len(ours) and not SPECIAL.search(
-        prompt
-    ):  # only whitespace differs: the stages have judged that
+    # Where only whitespace differs, the stages have judged it.
+    if intact == len(ours) and not SPECIAL.search(prompt):
         return False
     return 2 * intact >= len(ours)
 

@@ -74,10 +74,9 @@ class MathAnswer:
 def reference_answer(label: Any) -> str | None:
     """The answer that a label stands for: a number, a short text, or a worked solution with a mark."""
     if isinstance(label, bool) or (isinstance(label, (int, float)) and label == label):
+        # JSON's 0.00001 is a float that str() calls 1e-05.
         plainly = isinstance(label, float) and math.isfinite(label)
-        return (
-            f"{Decimal(repr(label)):f}" if plainly else str(label)
-        )  # JSON's 0.00001 is a float that str() calls 1e-05
+        return f"{Decimal(repr(label)):f}" if plainly else str(label)
     if not isinstance(label, str) or not label.strip():
         return None
     marked = "\n" in label or "####" in label or "\\boxed" in label

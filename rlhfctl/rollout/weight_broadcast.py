@@ -85,7 +85,6 @@ def own_address(url: str) -> str:
     """This machine's address as the host of `url` sees it."""
     parts = urlsplit(url)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(
-            (parts.hostname or "127.0.0.1", parts.port or 80)
-        )  # sends nothing: it only picks the route
+        # Sends nothing: it only picks the route.
+        probe.connect((parts.hostname or "127.0.0.1", parts.port or 80))
         return str(probe.getsockname()[0])

@@ -8,9 +8,8 @@ from starlette.requests import ClientDisconnect
 from rlhfctl.serving.protocol import MAX_BODY_BYTES
 
 SECONDS = 60.0  # for a whole body
-DISCARDED = (
-    8 * MAX_BODY_BYTES
-)  # read and dropped, so that a client that is still sending gets to see the answer
+# Read and dropped, so that a client that is still sending gets to see the answer.
+DISCARDED = 8 * MAX_BODY_BYTES
 
 
 class BadBody(Exception):

@@ -29,11 +29,10 @@ Samples = list[dict[str, Any]]
 
 @dataclass(slots=True)
 class Served:
-    """scorers: one a worker. markers: the special tokens of a model, for texts that come already rendered."""
+    """scorers: one a worker."""
 
     info: Info
     scorers: list[Scorer]
-    markers: tuple[str, ...] = ()
 
 
 def open_served(source: str, engine: str = "plain", dtype: str = "auto") -> Served:
@@ -94,7 +93,7 @@ def open_model(path: str, engine: str = "plain", dtype: str = "auto", name: str 
         std=model.std,
         max_length=max_length,
     )
-    return Served(info, [ModelScorer(source.score)], tuple(rm.markers))
+    return Served(info, [ModelScorer(source.score)])
 
 
 def pooled(plain: Any, path: str) -> Any:

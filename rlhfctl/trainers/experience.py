@@ -165,11 +165,8 @@ def build(
             rows = torch.zeros(groups * n, mask.shape[1]).index_copy(0, index, process[0])
             taken = torch.zeros(groups * n, mask.shape[1], dtype=torch.bool).index_copy(0, index, mask)
             found = prime_advantages(rows, padded, taken, n, process[1], algorithm.gamma, valid)
-            advantages, rewards, estimator = (
-                found[index],
-                process[0],
-                "rloo",
-            )  # whose groups are counted below
+            advantages, rewards = found[index], process[0]
+            estimator = "rloo"  # whose groups are counted below
         else:
             found, _ = group_advantages(padded, n, estimator, eps, valid)
             advantages = found[index][:, None] * mask
@@ -178,9 +175,8 @@ def build(
         _, zero_variance = group_advantages(plain, n, estimator, eps, valid)
     wanted = algorithm.whiten_advantages
     if wanted is None:
-        wanted = (
-            per_token or algorithm.advantage == "reinforce_baseline"
-        )  # REINFORCE++ and its baseline variant
+        # REINFORCE++ and its baseline variant.
+        wanted = per_token or algorithm.advantage == "reinforce_baseline"
     if wanted:
         advantages = whiten(advantages, mask)
     return Experience(
