@@ -205,9 +205,9 @@ def set_up_device(recipe: "AnyRecipe") -> "torch.device":
 
 
 def choose_attention(recipe: "AnyRecipe") -> None:
-    from rlhfctl.models import pack_attention
+    from rlhfctl.models.pack_attention import choose
 
-    pack_attention.choose(recipe.policy.attention)
+    choose(recipe.policy.attention)
 
 
 def join(recipe: "AnyRecipe", device: "torch.device") -> None:

@@ -64,6 +64,7 @@ LAZY = {
     ("cli.serve_rm", "serving"),  # the second heavy entry
     ("cli.evaluate", "evaluation"),  # the third
     ("worker", "models.heap"),  # before torch is imported
+    ("worker", "models.pack_attention"),  # one choice for every model of the process
 }
 # Files that stand on the other side of their package: (module, package it may import at module level).
 EXCEPTIONS = {("rewards.model", "models"), ("rewards.model", "algorithms")}
