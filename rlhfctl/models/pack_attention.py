@@ -32,7 +32,7 @@ from rlhfctl.models.linear import multiplies_tiles
 
 PLACES = 16  # tokens to whose multiple a bfloat16 document is computed, with what lies behind it
 KERNEL = "_scaled_dot_product_flash_attention_for_cpu"  # gives the denominators as well
-chosen = {"attention": "auto"}
+chosen = {"attention": "auto"}  # for all models of the process: choose()
 
 Run = tuple[int, int, int]  # first token, documents of one length, that length
 

@@ -16,7 +16,7 @@ def check_architecture(key: str, path: str, config: dict[str, Any], head: bool) 
         Finding(
             "W025",
             "error",
-            f"{key}: models of type {kind} are not supported",
+            f"{key}: this model of type {kind} is not supported",
             f"{path}: {reason}",
             fix=f"set {key} to a model of another family: docs/preflight.md lists those that were tried",
         )

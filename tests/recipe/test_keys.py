@@ -30,7 +30,7 @@ def test_choices_of_every_kind_of_key() -> None:
     assert names_at("sft", ("algorithm",)) == []
 
 
-def test_tables_of_keys_name_keys_that_exist_or_do_not() -> None:
+def test_tables_of_keys_name_keys_that_exist() -> None:
     known = {key.path.replace(".0", ".*") for task in TASKS for key in keys_of(task)}
     assert [path for path in paths.PATHS if path not in known] == []
     assert [key for key in changes.MAY_CHANGE if key not in known] == []
