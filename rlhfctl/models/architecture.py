@@ -63,9 +63,8 @@ def prove(trunk: nn.Module) -> None:
     if others := sorted(set(kinds) - PLAIN):
         raise unlike(config, f"it has layers of {', '.join(others)}")
     window = getattr(text, "sliding_window", None) or 0
-    longest = min(
-        window + 5 if window <= LONGEST else 0, getattr(text, "max_position_embeddings", None) or LONGEST
-    )
+    context = getattr(text, "max_position_embeddings", None) or LONGEST
+    longest = min(window + 5 if window <= LONGEST else 0, context)
     lengths = (ROWS[0], max(ROWS[1], longest), ROWS[2])
     draw = torch.Generator().manual_seed(0)
     first, other, *rest = (
@@ -87,7 +86,11 @@ def prove(trunk: nn.Module) -> None:
             config,
             f"{len(layers)} of its {text.num_hidden_layers} layers attend by the layout that keeps a pack's rows apart",
         )
-    if any(layers.get(layer) is None for layer, kind in enumerate(kinds) if kind == "sliding_attention"):
+    slides = [layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"]
+    # A configuration without kinds of layers does not say which ones slide: one that hands its window over will do.
+    if not kinds and LONGEST < window < context and getattr(text, "use_sliding_window", True):
+        slides = [] if any(layers.values()) else [0]
+    if any(layers.get(layer) is None for layer in slides):
         raise unlike(config, "a layer's sliding window is not given to the attention")
     if apart(together[1:], behind_another[1:]) > SAME.get(dtype, 0.02):
         raise unlike(config, "a row of a pack would be computed from the row before it")

@@ -275,9 +275,10 @@ def test_the_page_lists_what_was_tried(repo):
     ) == set(architecture.TRIED)
 
 
-def test_a_window_wider_than_the_proof_has_to_reach_the_attention(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["gemma3_text", "starcoder2"])  # which layers slide: told, and not told
+def test_a_window_wider_than_the_proof_has_to_reach_the_attention(kind, tmp_path, monkeypatch):
     """No row of the proof is longer than such a window: the layer has to hand it over."""
-    family, keys = RIGHT["gemma3_text"]
+    family, keys = RIGHT[kind]
     saved(family, keys | {"sliding_window": 4096, "max_position_embeddings": 8192}, tmp_path)
     monkeypatch.setattr(architecture, "TRIED", frozenset())
     load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
