@@ -181,24 +181,34 @@ def refuse_incomplete(path: str, report: dict[str, Any]) -> None:
 def prepare(model: nn.Module, device: torch.device, gradient_checkpointing: bool = False) -> nn.Module:
     """Move to the device and take out what makes training differ from what was sampled."""
     model = model.to(device)
+    without_dropout(model)
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # ratios between policies must not compare dropout masks
         if isinstance(module, nn.Embedding):
             module.padding_idx = None  # a sampled pad token is a token: its embedding gets its gradient
-    if hasattr(model.config, "attention_dropout"):
-        config_of(model).attention_dropout = 0.0
     speed_up(model)
     look_up_directly(model)
     write_out_norms(model)
     write_out_units(model)
     write_out_rotation(model)
     model.eval()
-    prove(backbone(model))
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         model.train()
+    prove(backbone(model))  # in the mode that it trains in
     return model
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Ratios between policies must not compare dropout masks. Checkpointing needs the mode of training, in which some
+    families drop by a number of their own (OPT: also whole layers; Starcoder2) and not by an nn.Dropout."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or name == "jitter_noise"):
+                setattr(module, name, 0.0)
+    if hasattr(model.config, "attention_dropout"):
+        config_of(model).attention_dropout = 0.0
 
 
 def config_of(model: nn.Module) -> Any:

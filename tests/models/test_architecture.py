@@ -11,7 +11,8 @@ from torch import nn
 from rlhfctl.architectures import UNSUPPORTED, scaled, unsupported
 from rlhfctl.errors import Refused
 from rlhfctl.models import architecture
-from rlhfctl.models.load import backbone, load_causal_lm, load_trunk
+from rlhfctl.models.load import backbone, hidden_at_predictors, load_causal_lm, load_trunk
+from rlhfctl.models.packing import pack
 from rlhfctl.preflight.architecture import check_architecture
 from rlhfctl.recipe.sections import Policy
 
@@ -143,6 +144,29 @@ def test_a_family_that_packs_are_right_for(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(architecture, "TOLERANCES", {torch.float32: 1e-5})
     monkeypatch.setattr(architecture, "SAME", {torch.float32: 1e-6})
     load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", sorted(RIGHT))
+def test_checkpointing_computes_what_is_sampled(kind, tmp_path, monkeypatch):
+    """Whatever the configuration would drop in the mode of training, which checkpointing needs."""
+    family, keys = RIGHT[kind]
+    given = getattr(transformers, f"{family}Config")(**keys).to_dict()
+    dropped = {name: 0.5 for name, value in given.items() if drops(name, value)}
+    saved(family, keys | ({} if kind == "diffllama" else dropped), tmp_path)  # which refuses all but 0
+    monkeypatch.setattr(architecture, "TRIED", frozenset())
+    rows = [list(range(9)), list(range(20, 34))]
+    batch = pack([0, 1], rows, [range(1, len(row)) for row in rows])
+    plain, checkpointed = (
+        load_trunk(str(tmp_path), torch.float32, torch.device("cpu"), gradient_checkpointing=on)
+        for on in (False, True)
+    )
+    assert checkpointed.training
+    expected, found = (hidden_at_predictors(trunk, batch) for trunk in (plain, checkpointed))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def drops(name: str, value: Any) -> bool:
+    return isinstance(value, float) and ("drop" in name or "jitter" in name)
 
 
 SCALED: dict[str, tuple[str, dict[str, Any]]] = {
