@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhfctl.errors import Refused
-from rlhfctl.models.load import load_classifier, prepare, refuse_incomplete, resolve_dtype
+from rlhfctl.models.load import load_classifier, prepare, refuse_incomplete, resolve_dtype, round_parameters
 from rlhfctl.models.value_head import checked_head
 from rlhfctl.recipe.sections import Policy
 
@@ -50,8 +50,9 @@ def load_encoder_for_training(
     missing: list[str] = []
     if path is None:
         config.num_labels = 1
-        made: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **options)
-        model, missing = made.to(dtype), list(NEW)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **options)
+        round_parameters(model, dtype)
+        missing = list(NEW)
     else:
         model, report = load_classifier(path, dtype, options)
         missing = [name for key in ("missing_keys", "mismatched_keys") for name in names(report, key)]

@@ -52,7 +52,8 @@ def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module
         config = AutoConfig.from_pretrained(policy.from_config, trust_remote_code=policy.trust_remote_code)
         # Drawn in float32 and rounded, so that both dtypes start from the same model.
         with built(policy.from_config):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options).to(dtype)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
+        round_parameters(model, dtype)
     else:
         safe_weights(str(policy.path))
         with built(str(policy.path)):
@@ -67,6 +68,13 @@ def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module
     model = prepare(model, device, policy.gradient_checkpointing)
     prove_logits(model, backbone(model), head_weight(model))
     return model
+
+
+def round_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters alone, as from_pretrained does: the frequencies of rotary positions are a buffer and stay in float32,
+    or the model would be another one than its own checkpoint once that is loaded."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def leave_file(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from rlhfctl.models.load import (
     prepare,
     refuse_incomplete,
     resolve_dtype,
+    round_parameters,
     safe_weights,
 )
 from rlhfctl.models.lora import add_lora
@@ -56,9 +57,8 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
     if policy.from_config is not None:
         torch.manual_seed(seed)
         config.num_labels = 1
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **options).to(
-            dtype
-        )
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **options)
+        round_parameters(model, dtype)
     else:
         path = local_directory(str(policy.path))
         safe_weights(str(path))

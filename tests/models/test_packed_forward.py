@@ -8,9 +8,19 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from rlhfctl.models import attention, linear
+from rlhfctl.models.export import save_portable
 from rlhfctl.models.head import token_logprobs, weighted_nll
-from rlhfctl.models.load import backbone, head_weight, hidden_at_predictors, prepare
+from rlhfctl.models.load import (
+    backbone,
+    head_weight,
+    hidden_at_predictors,
+    load_causal_lm,
+    load_trunk,
+    prepare,
+)
 from rlhfctl.models.packing import pack
+from rlhfctl.models.reward_training import load_for_training
+from rlhfctl.recipe.sections import Policy
 
 SIZES = tiny_sizes.SIZES | {"vocab_size": 97}
 CONFIGS = {
@@ -158,6 +168,23 @@ def test_gradient_checkpointing_changes_memory_alone():
     assert ours.training
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("task", ["policy", "reward model"])
+def test_random_weights_in_bfloat16_are_the_model_of_their_checkpoint(task, tmp_path):
+    """Rotary frequencies are no weight: rounded, positions from a few dozen on would be others."""
+    CONFIGS["llama"].save_pretrained(tmp_path / "config")
+    spec = Policy(from_config=str(tmp_path / "config"), tokenizer="t", dtype="bfloat16")
+    if task == "policy":
+        model = load_causal_lm(spec, torch.device("cpu"), 0)
+    else:
+        model, _ = load_for_training(spec, "zero", torch.device("cpu"), 0)
+    save_portable(model, tmp_path / "saved")
+    again = load_trunk(str(tmp_path / "saved"), torch.bfloat16, torch.device("cpu"))
+    rows = documents()
+    batch = pack(range(len(rows)), rows, [range(1, len(row)) for row in rows])
+    found, expected = (hidden_at_predictors(trunk, batch) for trunk in (backbone(model), again))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("library", ["torch", "onednn"])
