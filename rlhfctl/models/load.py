@@ -22,6 +22,7 @@ from rlhfctl.models.norm import write_out_norms
 from rlhfctl.models.packing import Pack
 from rlhfctl.models.quantize import is_quantized, quantize
 from rlhfctl.models.rotary import write_out_rotation
+from rlhfctl.models.unread import refuse_unread
 from rlhfctl.recipe.sections import Policy
 
 
@@ -62,6 +63,7 @@ def load_causal_lm(policy: Policy, device: torch.device, seed: int) -> nn.Module
             )
         model, report = loaded
         refuse_incomplete(str(policy.path), report)
+        refuse_unread(str(policy.path), model, report)
     if policy.quantization != "none":
         quantize(backbone(model), policy.quantization, policy.quantization_block, device)
         leave_file(model)
@@ -271,4 +273,5 @@ def load_trunk(
         )
     trunk, report = loaded
     refuse_incomplete(path, report)
+    refuse_unread(path, trunk, report)
     return prepare(trunk, device, gradient_checkpointing)

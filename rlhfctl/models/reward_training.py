@@ -26,6 +26,7 @@ from rlhfctl.models.load import (
 from rlhfctl.models.lora import add_lora
 from rlhfctl.models.packing import Pack
 from rlhfctl.models.quantize import quantize
+from rlhfctl.models.unread import refuse_unread
 from rlhfctl.models.value_head import find_head
 from rlhfctl.recipe.sections import Policy
 
@@ -68,6 +69,7 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
             origin, told = found.weight, f"the checkpoint's {found.name}{without}"
         model, report = load_classifier(path, dtype, options)
         refuse_incomplete(str(policy.path), without_head(report))
+        refuse_unread(str(policy.path), model, report)
     layer: Any = getattr(model, "score", None)
     if not isinstance(layer, nn.Linear) or getattr(layer, "bias", None) is not None:
         raise Refused(
