@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from rlhfctl.base_weights import refuse_other_base
 from rlhfctl.errors import Refused
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, locate
+from rlhfctl.recipe.tasks import PpoRecipe
 
 
 def check(inputs: Inputs) -> Iterator[Finding]:
@@ -23,15 +25,9 @@ def check(inputs: Inputs) -> Iterator[Finding]:
         return
     if policy.lora is not None:
         yield from changed_base(inputs)
-    if policy.quantization == "none":
-        return
-    if inputs.config(policy.path).get("quantization_config") is not None:
-        yield refusal(
-            "W020",
-            f"policy.path: {policy.path} is quantised already",
-            "its config.json has a quantization_config",
-            "point to the weights as they were before",
-        )
+    for key, path in trained_models(inputs):
+        yield from quantised_already(inputs, key, path)
+    if policy.quantization == "none" or quantization_of(inputs, policy.path):
         return
     uneven = uneven_matrices(inputs)
     if policy.quantization != "int8" and uneven:
@@ -42,6 +38,40 @@ def check(inputs: Inputs) -> Iterator[Finding]:
             f"{len(uneven)} matrices; their weights would be read back with the scales of others",
             "lower policy.quantization_block, or use int8",
         )
+
+
+def trained_models(inputs: Inputs) -> Iterator[tuple[str, str]]:
+    """(recipe key, path) of the models whose weights, or an adapter over them, a run trains."""
+    recipe = inputs.recipe
+    yield "policy.path", str(recipe.policy.path)
+    if isinstance(recipe, PpoRecipe) and recipe.implicit_prm is not None and recipe.implicit_prm.path:
+        yield "implicit_prm.path", recipe.implicit_prm.path
+    values = recipe.values_of()
+    if values is None or values.shared_trunk or values.init == "policy":
+        return
+    models = [source.path for source in inputs.reward_models]
+    path = values.init if values.init != "reward_model" else next(iter(models), None)
+    if path is not None and locate(path) is not None:
+        yield "value_model.init", path
+
+
+def quantised_already(inputs: Inputs, key: str, path: str) -> Iterator[Finding]:
+    """W020: transformers loads such matrices as they are."""
+    if quantization_of(inputs, path):
+        yield refusal(
+            "W020",
+            f"{key}: {path} is quantised already",
+            "its config.json has a quantization_config: its matrices take no gradient, so only the rest would be "
+            "trained, and nothing could be merged into them or saved",
+            "point to the weights as they were before; policy.quantization puts them in 8 or 4 bits under an adapter",
+        )
+
+
+def quantization_of(inputs: Inputs, path: str) -> dict[str, Any]:
+    """Empty where weights are kept whole: also those that are rounded anew in every pass (BitNet's for training)."""
+    given = inputs.config(path).get("quantization_config")
+    whole = not isinstance(given, dict) or given.get("quantization_mode") == "online"
+    return {} if whole else given
 
 
 def changed_base(inputs: Inputs) -> Iterator[Finding]:

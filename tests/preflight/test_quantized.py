@@ -122,6 +122,39 @@ def test_a_checkpoint_that_is_quantised_already(stories: Path, tmp_path: Path) -
     assert "quantised already" in problems(sft(stories, tmp_path))["W020"].title
 
 
+def quantised(model: Path, **keys: Any) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"} | keys})
+    )
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_what_is_quantised_already_is_not_trained_in_part(lora: Any, stories: Path, tmp_path: Path) -> None:
+    """Norms and embeddings alone would take a gradient, and the end of the run could not be saved."""
+    quantised(stories, load_in_4bit=True)
+    found = problems(sft(stories, tmp_path, quantization="none", lora=lora))["W020"]
+    assert (found.exit_code, found.title) == (5, f"policy.path: {stories} is quantised already")
+    assert "matrices take no gradient" in found.detail
+
+
+def test_weights_that_are_rounded_in_every_pass_are_whole(stories: Path, tmp_path: Path) -> None:
+    quantised(stories, quant_method="bitnet", quantization_mode="online")
+    assert "W020" not in problems(sft(stories, tmp_path, quantization="none", lora=None))
+
+
+def test_a_value_model_that_is_quantised_already(stories: Path, shared: Path, tmp_path: Path) -> None:
+    quantised(stories)
+    (tmp_path / "data.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    keys = {
+        "value_model": {"init": str(stories)},
+        "data": {"train": [{"path": str(tmp_path / "data.jsonl")}]},
+    }
+    given = recipe("ppo", {"path": str(shared / "models/stories260k")}, **keys)
+    found = problems(TASKS["ppo"].model_validate(given))["W020"]
+    assert found.title == f"value_model.init: {stories} is quantised already"
+
+
 def test_an_adapter_is_no_model_to_start_from(stories: Path, tmp_path: Path) -> None:
     (stories / "adapter_config.json").write_text('{"base_model_name_or_path": "m"}')
     found = problems(sft(stories, tmp_path, quantization="none"))["W022"]
