@@ -1,4 +1,4 @@
-"""What an oreo run learns from and samples: differences (D015), prompts for its value (D017), one vocabulary (W024)."""
+"""What an oreo run learns from and samples: differences (D015, D018) and prompts for its value (D017)."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,6 @@ from rlhfctl.preflight.inputs import Inputs
 
 def check(inputs: Inputs) -> Iterator[Finding]:
     if inputs.recipe.task == "oreo":
-        yield from vocabulary_findings(inputs)
         yield from value_fit_findings(inputs)
         yield from difference_findings(inputs)
 
@@ -63,32 +62,5 @@ def value_fit_findings(inputs: Inputs) -> list[Finding]:
             "none is left to sample",
             "give more prompts, or lower value_fit.held_out",
             "data",
-        )
-    ]
-
-
-def vocabulary_findings(inputs: Inputs) -> list[Finding]:
-    """W024: V reads token ids, so its words must be the policy's."""
-    from tokenizers import Tokenizer
-
-    recipe = inputs.recipe
-    if recipe.task != "oreo" or recipe.value_model.init == "policy":
-        return []
-    init = recipe.value_model.init
-    files = [inputs.directory(path) / "tokenizer.json" for path in (init, inputs.tokenizer_path)]
-    if not all(file.is_file() for file in files):
-        return []
-    theirs, ours = (Tokenizer.from_file(str(file)).get_vocab() for file in files)
-    if ours == theirs:
-        return []
-    odd = sorted(set(ours.items()) ^ set(theirs.items()))[0][0]
-    return [
-        Finding(
-            "W024",
-            "error",
-            f"value_model.init: {init} has another vocabulary than the policy",
-            f"{len(theirs)} and {len(ours)} tokens, first difference {odd!r}: it would read other words",
-            "start it from the policy, or from a value model of the same tokenizer",
-            "policy",
         )
     ]

@@ -22,6 +22,7 @@ from rlhfctl.preflight import (
     reward,
     shapes,
     template,
+    vocabulary,
 )
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, NotThere
@@ -40,6 +41,7 @@ CHECKS: dict[str, Callable[[Inputs], Iterable[Finding]]] = {
     "loss mask": loss_mask.check,
     "judgements": judgements.check,
     "offline data": offline.check,
+    "vocabulary": vocabulary.check,
     "shapes": shapes.check,
     "reward": reward.check,
     "machine": machine.check,

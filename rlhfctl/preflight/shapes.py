@@ -55,15 +55,10 @@ def embedding_findings(inputs: Inputs) -> list[Finding]:
     """S003: token ids that the model has no embedding for."""
     try:
         tokens = highest_id(inputs) + 1
-        checkpoint = inputs.checkpoint(inputs.policy_path) if inputs.recipe.policy.path else None
-        config = inputs.config(inputs.policy_path)
+        rows = embedding_rows(inputs, inputs.policy_path, held=inputs.recipe.policy.path is not None)
     except NotThere:
         return []
-    rows = config.get("vocab_size")
-    for name, entry in (checkpoint.tensors if checkpoint else {}).items():
-        if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")):
-            rows = entry.shape[0]
-    if not isinstance(rows, int) or tokens <= rows:
+    if rows is None or tokens <= rows:
         return []
     return [
         Finding(
@@ -76,6 +71,15 @@ def embedding_findings(inputs: Inputs) -> list[Finding]:
             {"tokens": tokens, "rows": rows},
         )
     ]
+
+
+def embedding_rows(inputs: Inputs, path: str, held: bool = True) -> int | None:
+    """held: of the weights, where they are here; else of the configuration."""
+    rows = inputs.config(path).get("vocab_size")
+    for name, entry in (inputs.checkpoint(path).tensors if held else {}).items():
+        if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")):
+            rows = entry.shape[0]
+    return rows if isinstance(rows, int) else None
 
 
 def highest_id(inputs: Inputs) -> int:
