@@ -44,11 +44,11 @@ class DecodeCache:
     """Keys and values of a batch: prompts at [0, P), generated tokens at [P, P + G).
 
     Every row writes its generated token at the same place, so a step is one slice assignment; a shorter prompt leaves
-    a gap that `blocked` masks. Positions are carried by the rotation of the keys, not by their place.
+    a gap that `allowed` masks. Positions are carried by the rotation of the keys, not by their place.
     """
 
     def __init__(self, lengths: Tensor, prompt_width: int, room: int) -> None:
-        self.prompt_width = prompt_width
+        self.prompt_width, self.lengths = prompt_width, lengths
         self.capacity = prompt_width + room
         self.filled = 0
         self.keys: dict[int, Tensor] = {}
@@ -73,13 +73,22 @@ class DecodeCache:
         if start == 0:
             # Right-padded prompts need no mask: causality keeps real tokens from the padding behind them.
             return causal_attention(query, key, value, scale, window)
-        if window is not None and end > window:
-            raise ValueError("generation past the sliding window of this model is not supported")
         allowed = None if self.allowed is None else self.allowed[..., :end]
+        if window is not None and end > window:
+            near = self.near(end, window)
+            allowed = near if allowed is None else allowed & near
         return sdpa(query, self.keys[layer][:, :, :end], self.values[layer][:, :, :end], scale, mask=allowed)
+
+    def near(self, end: int, window: int) -> Tensor:
+        """[rows, 1, 1, end]: the places whose positions the newest token still sees."""
+        places = torch.arange(end, device=self.lengths.device)
+        written = self.lengths[:, None] - self.prompt_width + places  # positions of generated tokens
+        positions = torch.where(places < self.prompt_width, places, written)
+        return (written[:, -1:] - positions < window)[:, None, None]
 
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) rows of the batch."""
+        self.lengths = self.lengths.index_select(0, rows)
         for store in (self.keys, self.values):
             for layer, tensor in store.items():
                 # What lies past `filled` is not yet written: only the used part is copied.

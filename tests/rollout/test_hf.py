@@ -5,7 +5,7 @@ import copy
 import pytest
 import tiny_sizes
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from rlhfctl.models import attention
 from rlhfctl.models.load import prepare
@@ -16,7 +16,18 @@ SIZES = tiny_sizes.SIZES | {"vocab_size": 61}
 STOP = (7, 8)
 
 
-@pytest.fixture(scope="module", params=[LlamaConfig(**SIZES), Qwen2Config(**SIZES, tie_word_embeddings=True)])
+WINDOW = 6  # fewer tokens than most prompts have, and all responses
+MODELS = {
+    "llama": LlamaConfig(**SIZES),
+    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "window": MistralConfig(**SIZES, sliding_window=WINDOW),
+    "window-of-some-layers": Gemma3TextConfig(
+        **SIZES, head_dim=8, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
 def models(request):
     attention.register()
     torch.manual_seed(0)
