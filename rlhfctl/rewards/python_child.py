@@ -5,8 +5,8 @@ Accepted, told apart by the names of the parameters:
     reward_func(queries, prompts, labels)                OpenRLHF: texts; a tensor, a list, or {"rewards", "extra_logs"}
     reward(prompts, completions, **columns)              TRL: parallel lists, one of each column of the data
 Texts of a prompt are the contents of its messages, joined by newlines. A TRL function is called with texts first;
-where that raises TypeError, KeyError or AttributeError it is called with lists of messages, as TRL does it for
-conversational data.
+where no sample can be scored so (TypeError, KeyError, AttributeError) it is called with lists of messages, as TRL does
+it for conversational data.
 """
 
 import difflib
@@ -24,6 +24,7 @@ from rlhfctl.rewards.child_loop import Handler, NotReady, serve
 Sample = dict[str, Any]
 Function = Callable[..., Any]
 
+WRONG_FORM = (TypeError, KeyError, AttributeError)  # what a function for one form raises at the other
 LABEL_NAMES = ("label", "labels", "answer", "ground_truth", "target")
 
 
@@ -97,11 +98,11 @@ def _openrlhf(function: Function, samples: list[Sample]) -> list[Any]:
 
 
 class _Trl:
-    """Remembers which of the two forms the function took."""
+    """Remembers which of the two forms the function took: that of the first batch which tells."""
 
     def __init__(self, function: Function) -> None:
         self.function = function
-        self.forms = [_texts, _conversations]
+        self.form: Function | None = None
 
     def __call__(self, samples: list[Sample]) -> list[Any]:
         columns = _columns(samples)
@@ -114,18 +115,41 @@ class _Trl:
         ]
         if missing:
             raise ValueError(f"needs a column {missing[0]!r}; the rows have {', '.join(sorted(columns))}")
-        if len(self.forms) == 1:
-            return self._call(self.forms[0], columns, samples)
-        reasons = []
-        for form in self.forms:
-            try:
-                result = self._call(form, columns, samples)
-            except (TypeError, KeyError, AttributeError) as error:
-                reasons.append(f"{type(error).__name__}: {error}")
-                continue
-            self.forms = [form]
-            return result
-        raise TypeError("called with texts: {}; called with lists of messages: {}".format(*reasons))
+        if self.form is not None:
+            return self._call(self.form, columns, samples)
+        # An empty text can be taken for a list without messages, or has no first one: it tells nothing.
+        telling = [sample if sample["response"] else {**sample, "response": "-"} for sample in samples]
+        form, result = self._first(columns, telling)
+        return result if telling == samples else self._call(form, columns, samples)
+
+    def _first(self, columns: dict[str, list[Any]], samples: list[Sample]) -> tuple[Function, list[Any]]:
+        """The form that is taken, and the scores. A function that trips over one text (of a row without a label, say)
+        still takes texts: called with lists it may find nothing in any of them, and say 0."""
+        try:
+            result = self._call(_texts, columns, samples)
+        except WRONG_FORM as error:
+            reason = f"{type(error).__name__}: {error}"
+            if len(samples) > 1 and any(self._takes_text(sample) for sample in samples):
+                self.form = _texts
+                raise
+        else:
+            self.form = _texts
+            return _texts, result
+        try:
+            result = self._call(_conversations, columns, samples)
+        except WRONG_FORM as error:
+            other = f"{type(error).__name__}: {error}"
+            raise TypeError(f"called with texts: {reason}; called with lists of messages: {other}") from None
+        if len(samples) > 1:  # one alone may be the one that a function for texts trips over
+            self.form = _conversations
+        return _conversations, result
+
+    def _takes_text(self, sample: Sample) -> bool:
+        try:
+            self._call(_texts, _columns([sample]), [sample])
+        except Exception:
+            return False
+        return True
 
     def _call(self, form: Function, columns: dict[str, list[Any]], samples: list[Sample]) -> list[Any]:
         return _as_list(self.function(**_accepted(self.function, {**columns, **form(samples)})))

@@ -114,6 +114,41 @@ def test_trl_signature_with_messages(make: Make) -> None:
     assert scores(source.score(rows("ccc"))) == [3.0]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[len(c[0]['content']) for c in completions]",
+        "[sum(len(m['content']) for m in c) for c in completions]",
+    ],
+)
+def test_an_empty_answer_says_nothing_of_the_form(make: Make, body: str) -> None:
+    """Its text has no first message, or is a list without any."""
+    for batches in (("", "a"), ("bb",)), (("",), ("", ""), ("a",), ("", "bb")):
+        source = make(f"def reward(completions, **kwargs):\n    return {body}\n", "reward")
+        for batch in batches:
+            assert scores(source.score(rows(*batch))) == [float(len(text)) for text in batch]
+        source.close()
+
+
+def test_a_function_for_texts_stays_one_where_it_trips_over_a_row(make: Make) -> None:
+    """Called with lists this one finds its mark in none, and would say 0 to everything from then on."""
+    code = (
+        "def reward(completions, answer, **kwargs):\n"
+        "    found = []\n"
+        "    for text, right in zip(completions, answer):\n"
+        "        if '?' in text:\n"
+        "            right = right['missing']\n"
+        "        found.append(float('#' in text and text[1:] == str(right)))\n"
+        "    return found\n"
+    )
+    source = make(code, "reward")
+    assert [outcome.score for outcome in source.score(rows("#0", "?", "#2"))] == [1.0, None, 1.0]
+    source.close()
+    source = make(code, "reward")
+    source.score(rows("?"))  # alone it could be a list of messages that is asked for: that is not kept
+    assert scores(source.score(rows("#0", "#7"))) == [1.0, 0.0]
+
+
 def test_trl_function_that_takes_neither_form(make: Make) -> None:
     source = make("def reward(completions):\n    return [c.nothing for c in completions]\n", "reward")
     (outcome,) = source.score(rows("a"))
