@@ -70,6 +70,7 @@ class RemoteReward:
         if is_model and self._granularity == "step":
             self.step_reward = section.step_reward
         self._opened = opened_reasoning(policy) if is_model and policy is not None else ""
+        self._steps = self._granularity != "token" and "step" in self.info.granularities
         self._adapters = adapters(self.info, template) if is_model else []
         self._hashes = text_hashes(self.info)  # None once a batch was right
         self._other_text = False
@@ -203,14 +204,18 @@ class RemoteReward:
                 "it renders through the template that its /v1/info tells, with nothing added"
             )
         error_text = None if reward.status == "ok" else f"{self.name}: {reward.error or reward.status}"
-        spans = self._own(reward.spans, sent.opened)
-        return Outcome(reward.status, reward.score, spans, reward.metrics, error_text, reward.text_sha256)
+        spans, score = self._own(reward.spans, sent.opened), reward.score
+        lowest = min((span.score for span in reward.spans), default=None)
+        if len(spans) < len(reward.spans) and spans and score == lowest:  # of a model that reads steps
+            score = min(span.score for span in spans)
+        return Outcome(reward.status, score, spans, reward.metrics, error_text, reward.text_sha256)
 
     def _own(self, spans: list[SpanScore], opened: int) -> list[Span]:
         """Spans of the response that the policy wrote, without the `opened` characters that its prompt did.
 
         The score of tokens that were all opened stays, before the first character: it is a part of the sum. A step
-        that was all opened is none of the policy's, as for a model in this process."""
-        if self._granularity == "step":
+        that was all opened is none of the policy's, as for a model in this process: the score, which is the lowest
+        step's, is the lowest of the others."""
+        if self._steps:
             spans = [span for span in spans if span.start >= opened or span.end > opened]
         return [Span(max(span.start - opened, 0), max(span.end - opened, 0), span.score) for span in spans]

@@ -123,6 +123,23 @@ def test_a_step_that_the_prompt_opened_is_no_step_of_the_policy(serve: Serve, op
     assert [(s.start, s.end, s.score) for s in outcomes[1].spans] == [(0, 7, 0.0), (8, 12, 1.0)]
 
 
+@pytest.mark.parametrize("granularity", ["sequence", "step"])
+def test_a_step_that_the_prompt_opened_is_not_the_score_either(
+    serve: Serve, opens: ChatEncoder, granularity: Granularity
+) -> None:
+    """It would be every answer's, where it is the lowest step. A score of another kind stays."""
+
+    def reward(sample: dict[str, Any]) -> dict[str, Any]:
+        spans = spans_of(sample["response"], "\n")
+        return {"spans": spans, "score": 7.0 if "other" in sample["response"] else 0.0}
+
+    info = {**model_info(TEMPLATE), "granularities": ["sequence", "step"]}
+    remote = source(serve(reward, info), granularity, policy=opens)
+    outcomes = remote.score(rows("two\nplus", "<think>\nfour", "other\nkind"))
+    remote.close()
+    assert [outcome.score for outcome in outcomes] == [1.0, 0.0, 7.0]
+
+
 @pytest.mark.parametrize(
     ("reward", "said"),
     [
