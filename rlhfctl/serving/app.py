@@ -96,7 +96,7 @@ def create_app(
         samples = [plain(sample) for sample in asked.samples]
         outcomes = await outcomes_of(request, samples)
         found = [
-            reward(sample["id"], outcome, asked.granularity)
+            reward(sample, outcome, asked.granularity)
             for sample, outcome in zip(samples, outcomes, strict=True)
         ]
         return Json({"schema": SCHEMA, "rewards": found, "model": model})
@@ -206,12 +206,14 @@ async def hung_up(request: Request) -> None:
         continue
 
 
-def reward(identity: str, outcome: Outcome, granularity: str) -> dict[str, Any]:
-    """One entry of the reply. Spans that were asked for and that the source does not give are a failure."""
-    if granularity != "sequence" and outcome.status == "ok" and not outcome.spans:
+def reward(sample: dict[str, Any], outcome: Outcome, granularity: str) -> dict[str, Any]:
+    """One entry of the reply. Spans that were asked for and that the source does not give are a failure, but of a
+    response of blanks, which has no part to say anything of."""
+    asked = granularity != "sequence" and bool(sample["response"].strip())
+    if asked and outcome.status == "ok" and not outcome.spans:
         outcome = Outcome("missing", error=f"no spans were given, and granularity {granularity} needs them")
     return {
-        "id": identity,
+        "id": sample["id"],
         "status": outcome.status,
         "score": outcome.score,
         "spans": [{"start": s.start, "end": s.end, "score": s.score} for s in outcome.spans],

@@ -58,6 +58,13 @@ def test_spans_are_given_where_the_rules_give_them_and_missed_where_they_were_as
     assert "no spans" in rewards[1]["error"]
 
 
+def test_an_empty_response_has_no_spans_to_miss(service: Any, sample: Row) -> None:
+    """Nor could rules give any: a span has characters."""
+    empty = [{**sample(name, n=2), "response": text} for name, text in (("a", ""), ("b", " \n"))]
+    rewards = service.ask(*empty, granularity="step").json()["rewards"]
+    assert [(each["status"], each["score"], each["spans"]) for each in rewards] == [("ok", 2.0, [])] * 2
+
+
 GOOD = {"id": "a", "messages": [{"role": "user", "content": "x"}], "response": "y"}
 
 
