@@ -27,6 +27,8 @@ SMALL = Fraction(1, 1000)
 HUGE = re.compile(r"\^\s*[{(]?\s*-?\d{3}|\*\*|\^[^^]*\^[^^]*\^|!|\d{40}")
 PERCENT = re.compile(r"%|\bper ?cent\b", re.I)
 BASE = re.compile(r"\d\s*_")  # 10_2, which math-verify takes for 10
+IN_BASE = re.compile(r"([0-9a-z]*\d[0-9a-z]*)_{?([0-9]+|[a-z]+)}?")
+BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 MIXED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)")
 MATHEMATICS = re.compile(r"[\\^_/*+=(){}\[\]]|\d\s*-|-\s*\d|√|π|pi\b|sqrt|[^\W\d_]\d|\d[^\W\d_]")
 
@@ -103,9 +105,17 @@ def equal_by_rules(answer: str, reference: str) -> bool | None:
         return _close(given, right) or _rounded(answer, given, right)
     if (scaled(answer) and not scaled(reference)) or (BASE.search(answer) and not BASE.search(reference)):
         return False
+    ours, theirs = (IN_BASE.fullmatch(normalised(text)) for text in (answer, reference))
+    if ours and theirs:
+        return _in_base(ours) == _in_base(theirs)
     if HUGE.search(answer) or not (MATHEMATICS.search(answer) or MATHEMATICS.search(reference)):
         return False
     return None
+
+
+def _in_base(found: re.Match[str]) -> tuple[str, str]:
+    """Digits and base: the same digits in another base are another number."""
+    return found[1], str(BASES.get(found[2], found[2]))
 
 
 def _latex(text: str) -> str:
