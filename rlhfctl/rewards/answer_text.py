@@ -1,7 +1,8 @@
 """Where the final answer stands in a worked solution, and what number it is. Pure functions of text.
 
 The last of these marks counts: `\\boxed{...}`, `#### ...`, "the answer is ...", and "Answer: ..." or "A: ..." at the
-start of a line. Without a mark the last line is read: the whole of it where it is an answer, else its last number.
+start of a line. Without a mark the last line is read: the whole of it where it is an answer, else its last number, with
+the expression that it is a part of: the 3 of 10^3 is no answer.
 """
 
 import re
@@ -35,6 +36,14 @@ VALUE = re.compile(
 )
 LAST = re.compile(rf"(?:{NUMBER})(?:\s*/\s*\d+)?(?:\s*%|\s*{SCALE})?", re.I)
 WHOLE = re.compile(r"\$[^$]+\$\.?|\S*\\[dt]?frac\S*")  # a line that is one formula
+# Not the dollars of "$5, and $6" or "$5-$10": no space or stop inside its ends, no digit behind it.
+FORMULA = re.compile(r"(?<!\\)\$(?=[^\s,.;:!?)])((?:[^$\\]|\\.)+)(?<!\s)\$(?!\d)")
+EQUALS = re.compile(r"=|≈|\\(?:approx|simeq|Rightarrow|implies|rightarrow|to)\b")
+ALGEBRA = re.compile(r"[\\^]|[^\W_]_[^\W_{]|[^\W_]_{|\d[xyzn]\b")
+DISPLAYED = ("\\]", "$$")
+# A last line that closes what the answer stands in.
+CLOSED = re.compile(r"\n[ \t]*(\\\]|\$\$|```|</answer>)\s*$")
+OPENED = re.compile(r"(?:\\\[|\$\$)[ \t]*\n\s*")
 VULGAR = re.compile("[¼-¾⅐-⅞]")  # ½ and the like, which are one character
 EMPHASIS = ' \t*`"“”'
 
@@ -47,7 +56,7 @@ SECOND_CHOICE = re.compile(OR + r"(?:(?:option|choice)\s+)?(?:\(?[A-Z]\b|\(?[a-z
 SECOND_WORD = re.compile(OR + rf"(?:{'|'.join(WORDS)})\b", re.I)
 
 LATEX_NOISE = re.compile(r"\\[,;!: ]|\\(?:left|right|displaystyle|mathrm|mathbf)\b|\\\(|\\\)|\\\[|\\\]|~")
-LATEX_TEXT = re.compile(r"\\(?:text|mbox|textbf)\s*{([^{}]*)}")
+LATEX_TEXT = re.compile(r"\\(?:text(?:bf|it|rm)?|mbox|math(?:bf|it|rm))\s*{([^{}]*)}")
 
 
 def final_answer(text: str) -> str | None:
@@ -58,7 +67,17 @@ def final_answer(text: str) -> str | None:
         answer = _braced(rest) if "boxed" in mark.group() else _sentence(rest)
         if answer:
             return answer if len(answer) <= LONGEST else None
-    return _unmarked(text.rpartition("\n")[2].strip()[-LONGEST:])
+    return _unmarked(_last_line(text))
+
+
+def _last_line(text: str) -> str:
+    """Before what closes a display, a block of code or an <answer>."""
+    displayed = False
+    for _ in range(3):  # $$ ``` </answer>
+        if closed := CLOSED.search(text):
+            text, displayed = text[: closed.start()].rstrip(), displayed or closed[1] in DISPLAYED
+    line = text.rpartition("\n")[2].strip()[-LONGEST:]
+    return f"${line.rstrip('.,')}$" if displayed and "$" not in line else line
 
 
 def _braced(text: str) -> str | None:
@@ -73,7 +92,9 @@ def _braced(text: str) -> str | None:
 
 def _sentence(text: str) -> str:
     """Up to the end of the line or of the sentence ("5. I am sure" is 5, "5.5 km" stays whole)."""
-    line = text.strip().partition("\n")[0]
+    text = text.strip()
+    opened = OPENED.match(text)
+    line = text[opened.end() if opened else 0 :].partition("\n")[0]
     line = re.split(r"[.!?](?:\s|$)", line, maxsplit=1)[0].strip()
     line = line.strip(EMPHASIS)
     if line.startswith("<") and line.endswith(">"):
@@ -85,9 +106,20 @@ def _unmarked(line: str) -> str | None:
     line = line.strip(EMPHASIS)
     if number(line) is not None or choice(line) or word(line) or WHOLE.fullmatch(line):
         return line
+    line = line.replace("\\(", "$").replace("\\)", "$")
+    for formula in list(FORMULA.finditer(line))[-1:]:
+        value = EQUALS.split(formula[1])[-1].strip()
+        if re.search(r"\d", value) and not re.search(r"\d", line[formula.end() :]):
+            return None if denied_beside(plain(line[: formula.end()])) else value
     line = plain(line)
     found = list(LAST.finditer(line))
-    return None if not found or denied_beside(line[: found[-1].end()]) else found[-1].group()
+    if not found or denied_beside(line[: found[-1].end()]):
+        return None
+    start, end = found[-1].span()
+    start -= len(re.search(r"\S*$", line[:start])[0])  # type: ignore[index]
+    end += len(re.match(r"\S*", line[end:])[0])  # type: ignore[index]
+    around = EQUALS.split(line[start:end])[-1].rstrip(".,;:!?$")
+    return around if ALGEBRA.search(around) else found[-1].group()
 
 
 def number(text: str) -> Fraction | None:
@@ -136,6 +168,7 @@ def plain(text: str) -> str:
     """LaTeX spacing, text commands and dollar signs around it taken away; signs and fractions in plain characters."""
     text = LATEX_TEXT.sub(r" \1 ", text).replace("{,}", ",").replace("\\%", "%").replace("\\$", "")
     text = LATEX_NOISE.sub(" ", text).replace("\u2212", "-").replace("\u2013", "-").strip()
+    text = FORMULA.sub(r" \1 ", text.replace("$$", "$")).strip()
     if len(text) > 2 and text.startswith("$") and text.rstrip(".").endswith("$"):
         text = text.rstrip(".")[1:-1]
     text = VULGAR.sub(lambda found: " " + normalize("NFKC", found[0]).replace("\u2044", "/"), text)

@@ -130,6 +130,37 @@ def test_algebra(reward: VerifierReward, response: str, label: str, right: bool)
 
 
 @pytest.mark.parametrize(
+    ("response", "right", "wrong"),
+    [
+        ("Thus $x = \\frac{3}{4}$.", "3/4", "4"),
+        ("Thus x = \\frac{3}{4}.", "0.75", "4"),
+        ("So it is $5\\sqrt{3}$ cm.", "5\\sqrt{3}", "3"),
+        ("The area is $25 \\pi$", "25\\pi", "25"),
+        ("The result is 10^3.", "1000", "3"),
+        ("In all 2^{10} cups", "1024", "10"),
+        ("So y = 5x", "5x", "5"),
+        ("It is at \\((3, 4)\\).", "(3,4)", "4"),
+        ("We get 2^3=8 cups.", "8", "3"),
+        ("So $3 \\times 5 = 15$", "15", "5"),
+        ("She makes $18$ dollars.", "18", "8"),
+        ("She pays $5, and he pays $6.", "6", "5"),
+        ("The answer is $18$ dollars.", "18", "8"),
+        ("So:\n\\[\nx = 3 + 4 = 7.\n\\]", "7", "4"),
+        ("So:\n$$\nx = \\frac{1}{2}\n$$", "1/2", "2"),
+        ("The answer is:\n\\[\n\\frac{1}{2}\n\\]", "1/2", "2"),
+        ("<answer>\nShe has 5 apples.\n</answer>", "5", "6"),
+        ("```\n5\n```", "5", "6"),
+        ("\\boxed{\\mathrm{(B)}}", "B", "A"),
+    ],
+)
+def test_a_number_inside_an_expression_is_not_the_answer(
+    reward: VerifierReward, response: str, right: str, wrong: str
+) -> None:
+    outcomes = reward.score([sample(response, right), sample(response, wrong)])
+    assert [outcome.metrics["correct"] for outcome in outcomes] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
     ("question", "response", "label", "right"),
     [
         ("How many dozens are left?", "96/12 = 8 dozen", "8", True),
