@@ -16,7 +16,8 @@ def read(path: Path) -> Records:
     """results.jsonl, or the directory that holds it, by id. Raises UsageError where that is not what it is."""
     file = path / RESULTS if path.is_dir() else path
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        # At \n alone: str.splitlines would also cut at U+2028 and the like, which an answer may hold.
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
         return {
             row["id"]: {name: row[name] for name in ("accuracy", "path_accuracy", "method")} for row in rows
         }

@@ -86,7 +86,8 @@ def records(path: Path) -> list[dict[str, Any]]:
     """Numbers stay the text they are written in: nothing is rounded, and nan equals nan."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
+    # At \n alone: str.splitlines would also cut at U+2028 and the like, which a response may hold.
+    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
     read = [json.loads(line, parse_float=str, parse_constant=str) for line in lines]
     return [{key: value for key, value in row.items() if not key.startswith(CLOCK)} for row in read]
 

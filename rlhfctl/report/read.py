@@ -100,7 +100,8 @@ def objects(run: Run, path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found, bad = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    # At \n alone: str.splitlines would also cut at U+2028 and the like, which a response may hold.
+    for line in filter(None, path.read_text(encoding="utf-8", errors="replace").split("\n")):
         try:
             row = json.loads(line)
         except ValueError:

@@ -1,9 +1,11 @@
 """Estimators against numbers worked out by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 
+from rlhfctl.evaluation import compare
 from rlhfctl.evaluation.estimates import (
     auc,
     bootstrap,
@@ -16,6 +18,7 @@ from rlhfctl.evaluation.estimates import (
     proportion,
     ratio,
 )
+from rlhfctl.evaluation.results import write_lines
 
 
 def test_wilson_interval() -> None:
@@ -101,6 +104,15 @@ def test_pairs_are_compared_one_by_one() -> None:
     # differences 1, 0, 0, 1: mean .5, variance 1/3, error sqrt(1/12)
     assert found is not None
     assert (found.value, found.standard_error) == (0.5, pytest.approx(math.sqrt(1 / 12)))
+
+
+def test_the_other_evaluation_is_read_line_by_line(tmp_path: Path) -> None:
+    """A line separator inside an answer ends no line."""
+    rows = [{"id": str(row), "accuracy": 1.0, "path_accuracy": None, "method": "greedy"} for row in range(2)]
+    write_lines(tmp_path / "results.jsonl", [{**row, "text": "a\u2028b\u0085"} for row in rows])
+    found = compare.read(tmp_path)
+    assert found["1"] == {"accuracy": 1.0, "path_accuracy": None, "method": "greedy"}
+    assert len(found) == 2
 
 
 def test_bootstrap_holds_the_estimate_and_repeats_itself() -> None:

@@ -13,6 +13,7 @@ from rlhfctl.launch.same_run import compare_runs, compare_tensors
 from rlhfctl.launch.verify_resume import kept_or_temporary, killed_after, short
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.run_dir import RunDir
+from rlhfctl.tracking.metrics import append_jsonl
 
 Train = Callable[..., RunDir]
 
@@ -84,6 +85,16 @@ def test_lines_that_are_missing_or_differ_in_the_last_digit(tmp_path: Path) -> N
     assert found.where == "step 1, loss: 0.1 uninterrupted, 0.10000000000000002 resumed"
     runs[1].metrics.write_text(rows[0])
     assert compare_runs(*runs)[0].where == "step 2, step: 2 lines uninterrupted, 1 resumed"
+
+
+def test_a_response_with_a_line_separator_is_one_line(tmp_path: Path) -> None:
+    runs = RunDir(tmp_path / "a"), RunDir(tmp_path / "b")
+    for run, other in zip(runs, ("two\u2028", "two\u0085"), strict=True):
+        run.create()
+        append_jsonl(run.samples, {"step": 1, "response": "one\u2028\u0085"})
+        append_jsonl(run.samples, {"step": 2, "response": other})
+    found = compare_runs(*runs)[1]
+    assert (found.step, found.key, found.counted) == (2, "response", "2 lines")
 
 
 def test_the_recipe_is_bounded_and_each_phase_is_killed() -> None:

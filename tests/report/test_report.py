@@ -15,6 +15,7 @@ from rlhfctl.report.chart import MOST_POINTS, chart, thin, ticks
 from rlhfctl.report.page import page
 from rlhfctl.report.read import differences, read_run
 from rlhfctl.report.samples import chosen
+from rlhfctl.tracking.metrics import append_jsonl
 
 VOID = {"meta", "br", "line", "circle"}
 
@@ -101,6 +102,19 @@ def test_damaged_files_are_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in read.damaged] == ["status.json", "metrics.jsonl"]
     assert len(read.series("reward/mean")) == 30
     assert "damaged: metrics.jsonl: 1 line(s)" in page([read])
+
+
+def test_a_response_with_a_line_separator_is_one_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    (run / "samples.jsonl").unlink()
+    append_jsonl(
+        run / "samples.jsonl", {"step": 1, "response": "one\u2028two\u0085three", "shaped_reward": 1}
+    )
+    append_jsonl(run / "quarantine.jsonl", {"source": "s", "status": "error", "error": "at \u2029"})
+    read = read_run(run)
+    assert read.damaged == []
+    assert [row["response"] for row in read.samples] == ["one\u2028two\u0085three"]
+    assert sum(read.quarantine.values()) == 4
 
 
 def test_a_point_that_is_no_finite_number_is_left_out(tmp_path: Path) -> None:
