@@ -4,6 +4,7 @@ Stdlib only: the launcher (no torch) and the workers read and write the same dir
 Everything that must be whole or absent is written aside, flushed to disk and renamed into place.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -98,14 +99,25 @@ class RunDir:
 
     def create(self) -> None:
         """Make the directory; UsageError where the path is a file or cannot be made."""
+        if not self.claim() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file: give --run-dir a directory")
+
+    def claim(self) -> bool:
+        """Make the directory, for this process alone; False where something of its name is there already."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True)
         except FileExistsError:
-            raise UsageError(f"{self.path} is a file: give --run-dir a directory") from None
+            return False
         except OSError as error:
             raise UsageError(
                 f"cannot make the run directory {self.path}: {error.strerror}; give another --run-dir"
             ) from None
+        return True
+
+    def give_back(self) -> None:
+        """Remove the directory, where nothing was written into it."""
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def is_used(self) -> bool:
         """Whether it holds anything a new run would mix with: any entry but a refused run's report."""

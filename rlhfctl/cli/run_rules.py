@@ -30,20 +30,31 @@ def leads(recipe: "AnyRecipe") -> bool:
     return node is None or node.leader
 
 
-def new_run(recipe: "AnyRecipe", run_dir: Path | None) -> RunDir:
-    """An unused directory. Raises UsageError where the one given is used."""
+def new_run(recipe: "AnyRecipe", run_dir: Path | None, claim: bool = False) -> RunDir:
+    """An unused directory. claim: one that is not named is made at once, so that no other run chooses it.
+
+    Raises UsageError where the one given is used.
+    """
     if run_dir is None:
         if several_nodes(recipe):
             raise UsageError("a run over several nodes needs --run-dir: one directory that all of them see")
-        return RunDir(default_for(recipe.name))
+        run = RunDir(default_for(recipe.name))
+        while claim and not run.claim():
+            run = RunDir(default_for(recipe.name))
+        return run
     run = RunDir(run_dir)
     if run_dir.is_file():
         raise UsageError(f"{run_dir} is a file: give --run-dir a directory")
+    refuse_used(recipe, run)
+    return run
+
+
+def refuse_used(recipe: "AnyRecipe", run: RunDir) -> None:
+    """Raises UsageError, with the ways out, where a new run would mix with what the directory holds."""
     # Of several nodes one may be there before the leader: its logs are no earlier run.
     taken = run.recipe.exists() if several_nodes(recipe) else run.is_used()
     if taken and leads(recipe):
         raise UsageError(used(run))
-    return run
 
 
 def used(run: RunDir) -> str:

@@ -130,7 +130,7 @@ def train(
         )
     else:
         loaded, changed = load_recipe(source, overrides, task), {}
-        run = new_run(loaded.recipe, run_dir)
+        run = new_run(loaded.recipe, run_dir, claim=not dry_run)
     leader = leads(loaded.recipe)
 
     if resume and run.read_status().get("state") == "done" and not LONGER & set(changed):
@@ -142,7 +142,12 @@ def train(
 
     from rlhfctl.preflight.run import run_preflight  # not before: a wrong key is told without its imports
 
-    report = run_preflight(loaded, run_dir=run.path)
+    try:
+        report = run_preflight(loaded, run_dir=run.path)
+    except BaseException:
+        if run_dir is None and not dry_run:
+            run.give_back()
+        raise
     console.report(report)
     if dry_run:
         return dry(console, loaded, run if run_dir else None, report, resume)
@@ -156,13 +161,13 @@ def train(
 def start_and_tell(
     console: Console, loaded: "Loaded", run: "RunDir", report: "Report", resume: bool, leader: bool
 ) -> int:
+    from rlhfctl.cli.run_rules import refuse_used
     from rlhfctl.launch import start
-    from rlhfctl.recipe.load import dump
-    from rlhfctl.run_dir import write_text
 
     if leader:
         run.acquire_lock()  # before the first write: two commands may have chosen the same directory
-        write_text(run.recipe, dump(loaded.recipe))
+        if not resume:
+            refuse_used(loaded.recipe, run)  # the other one may have run to its end since this one looked
     result = start(loaded.recipe, run, resume, console.verbose, console.quiet)
     for signum in (signal.SIGINT, signal.SIGTERM):  # it has ended: how is told now, undisturbed
         signal.signal(signum, signal.SIG_IGN)

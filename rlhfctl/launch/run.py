@@ -1,4 +1,4 @@
-"""Start a run and tell how it ended. The run directory exists, holds recipe.yaml, and was checked by the caller."""
+"""Start a run and tell how it ended. The run directory exists and was checked by the caller."""
 
 import io
 import os
@@ -28,7 +28,8 @@ from rlhfctl.launch.torchrun import torchrun_argv
 from rlhfctl.preflight.devices import Machine, this_machine
 from rlhfctl.preflight.hostfile import expanded
 from rlhfctl.preflight.nodes import Node, this_node
-from rlhfctl.run_dir import RunDir
+from rlhfctl.recipe.load import dump
+from rlhfctl.run_dir import RunDir, write_text
 from rlhfctl.stop import StopRequest
 from rlhfctl.stop import exit_code as stop_code
 from rlhfctl.streams import write
@@ -125,9 +126,11 @@ def open_attempt(
     recipe: "AnyRecipe", plan: Plan, machine: Machine, run: RunDir, resume: bool, command: list[str]
 ) -> int:
     """Number the attempt and write down what is started; returns the number. Raises UsageError where the files that a
-    resumed run reads are others than before."""
+    resumed run reads are others than before: nothing is written then, or the next resume would take the recipe of this
+    one for what has been trained."""
     before, now = read_launch(run) if resume else {}, hashes(recipe)
     refuse_other_inputs(run, before.get("inputs", {}), now)
+    write_text(run.recipe, dump(recipe))
     attempt = run.next_attempt()
     for change in changes_since(before, plan):
         write(sys.stderr, f"resuming with {change}: the numbers may differ in the last digits\n")

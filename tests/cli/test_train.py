@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from rlhfctl.cli.run_rules import new_run
+from rlhfctl.errors import UsageError
 from rlhfctl.recipe.load import load_recipe, read_resolved
+from rlhfctl.run_dir import RunDir
 
 Cli = Callable[..., Any]
 COMMAND = [sys.executable, "-m", "rlhfctl"]
@@ -90,6 +93,38 @@ def test_directories_that_cannot_be_a_run(cli: Cli, tmp_path: Path) -> None:
         assert "cannot make the run directory" in cli("sft", "quickstart/sft", "--run-dir", "locked/x").err
 
 
+def test_runs_of_one_second_get_directories_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("quickstart/sft").recipe
+    assert not new_run(recipe, None).path.exists()  # of a dry run
+    assert len({new_run(recipe, None, claim=True).path for _ in range(3)}) == 3
+    Path("blocked").write_text("")
+    with pytest.raises(UsageError, match="cannot make the run directory"):
+        RunDir("blocked/x").claim()
+
+
+def test_a_directory_that_another_run_has_used_meanwhile_is_refused(tiny: list[str], tmp_path: Path) -> None:
+    other = RunDir(tmp_path / "d")
+    other.create()
+    other.acquire_lock()  # another command, which chose the same directory and starts first
+    words = [*COMMAND, "sft", "quickstart/sft", "--run-dir", "d", "seed=2", *tiny]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not other.preflight.exists():  # it waits for the lock next
+        time.sleep(0.02)
+    other.recipe.write_text("task: sft\n")
+    other.metrics.write_text('{"step": 1}\n')
+    other.write_status("done", step=1)
+    other.release_lock()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert "d holds a run already (done at step 1)" in err
+    assert other.recipe.read_text() == "task: sft\n"
+    assert other.metrics.read_text() == '{"step": 1}\n'
+
+
 # --resume
 
 
@@ -126,6 +161,24 @@ def test_resume_refuses_what_changes_the_training_and_names_the_keys(cli: Cli, r
     assert "rlhfctl sft --resume --run-dir run" in ended.err
     assert (run / "recipe.yaml").read_text() == before
     assert "at step 3 already" in cli("sft", "--resume", "--run-dir", "run", "train.steps=2").err
+
+
+def test_a_resume_that_is_refused_changes_nothing_for_the_next_one(
+    cli: Cli, tiny: list[str], tmp_path: Path
+) -> None:
+    data = tmp_path / "d.jsonl"
+    rows = ['{"prompt": "1?", "response": "2"}\n', '{"prompt": "3?", "response": "4"}\n']
+    data.write_text("".join(rows) * 4)
+    words = [f"data.train=[{{path: {data}}}]", *(word for word in tiny if not word.startswith("data.train"))]
+    assert cli("sft", "quickstart/sft", "--run-dir", "r", *words).code == 0
+    data.write_text("".join(rows) * 5)
+    refused = cli("sft", "--resume", "--run-dir", "r", "train.steps=5")
+    assert refused.code == 2
+    assert "d.jsonl changed since the run" in refused.err
+    data.write_text("".join(rows) * 4)
+    ended = cli("sft", "--resume", "--run-dir", "r", "train.steps=5")
+    assert "changed: train.steps 3 -> 5" in ended.err
+    assert "done at step 5" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -257,7 +310,7 @@ def test_a_signal_while_a_check_waits_is_no_finding(
     changes = {"data.eval": tiny[2].partition("=")[2], "reward": "{sources: [{kind: python, path: slow.py}]}"}
     words = [f"{key}={changes.get(key, value)}" for key, _, value in (word.partition("=") for word in tiny)]
     process = subprocess.Popen(
-        [*COMMAND, "sft", "quickstart/sft", "--run-dir", "r", "--json", *words],
+        [*COMMAND, "sft", "quickstart/sft", "--json", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -270,7 +323,7 @@ def test_a_signal_while_a_check_waits_is_no_finding(
     out, err = process.communicate(timeout=30)
     assert (process.returncode, json.loads(out)["status"]) == (code, "interrupted")
     assert "Traceback" not in err
-    assert not (tmp_path / "r").exists()
+    assert not list(tmp_path.glob("runs/*/*"))
 
 
 def wait_until_it_reads(pid: int) -> None:
