@@ -129,9 +129,11 @@ def open_attempt(
     resumed run reads are others than before: nothing is written then, or the next resume would take the recipe of this
     one for what has been trained."""
     before, now = read_launch(run) if resume else {}, hashes(recipe)
-    refuse_other_inputs(run, before.get("inputs", {}), now)
+    mended = refuse_other_inputs(recipe, run, before.get("inputs", {}), now)
     write_text(run.recipe, dump(recipe))
     attempt = run.next_attempt()
+    for function in mended:
+        write(sys.stderr, f"resuming with another {function}: it rewards the steps from here on\n")
     for change in changes_since(before, plan):
         write(sys.stderr, f"resuming with {change}: the numbers may differ in the last digits\n")
     run.write_status("running", attempt=attempt)

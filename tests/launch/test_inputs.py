@@ -4,9 +4,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from rlhfctl.errors import UsageError
-from rlhfctl.launch.inputs import hashes, refuse_other_inputs
+from rlhfctl.launch.inputs import hashes, models, refuse_other_inputs
 from rlhfctl.launch.plan import make_plan
 from rlhfctl.launch.run import open_attempt
 from rlhfctl.preflight.devices import this_machine
@@ -35,12 +37,63 @@ def test_data_configuration_and_tokenizer_are_held(chains: Path, tmp_path: Path)
         str(chains / "data/eval.jsonl"),
         *(str(chains / "model" / name) for name in model),
     }
-    refuse_other_inputs(run, before, hashes(recipe))
+    refuse_other_inputs(recipe, run, before, hashes(recipe))
     data.write_text('{"prompt": "1?", "response": "3"}\n')
     with pytest.raises(UsageError) as told:
-        refuse_other_inputs(run, before, hashes(recipe))
+        refuse_other_inputs(recipe, run, before, hashes(recipe))
     assert told.value.message.startswith(f"{data} changed since the run in '{run.path}' was last started: ")
-    refuse_other_inputs(run, {}, hashes(recipe))  # of an older version that kept none
+    refuse_other_inputs(recipe, run, {}, hashes(recipe))  # of an older version that kept none
+
+
+PPO = """\
+task: ppo
+name: inputs
+policy: {{path: {policy}}}
+value_model: {{init: {value}, lora: {{rank: 2}}}}
+reward: {{sources: [{{kind: model, path: {rm}}}, {{kind: python, path: {function}}}]}}
+algorithm: {{kl_coef: {kl}}}
+data: {{train: [{{path: {chains}/data/prompts.jsonl, format: qa}}]}}
+train: {{steps: 2}}
+"""
+
+
+def write_weights(directory: Path, value: float) -> None:
+    directory.mkdir(exist_ok=True)
+    save_file({"layer.weight": torch.full((4, 4), value)}, directory / "model.safetensors")
+
+
+def test_models_that_stand_still_are_held(chains: Path, tmp_path: Path) -> None:
+    names = ("policy", "value", "rm")
+    for name in names:
+        write_weights(tmp_path / name, 1.0)
+    function = tmp_path / "rewards.py"
+    function.write_text("def score(samples): return [0.0 for _ in samples]\n")
+    places = {name: tmp_path / name for name in names} | {"chains": chains, "function": function}
+    (tmp_path / "r.yaml").write_text(PPO.format(kl=0.1, **places))
+    recipe, run = load_recipe(str(tmp_path / "r.yaml")).recipe, RunDir(tmp_path / "run")
+    before = hashes(recipe)
+    for name in names:
+        write_weights(tmp_path / name, 1.5)
+        with pytest.raises(UsageError, match=f"^{tmp_path / name} changed since the run"):
+            refuse_other_inputs(recipe, run, before, hashes(recipe))
+        write_weights(tmp_path / name, 1.0)  # what counts is what lies there
+    assert refuse_other_inputs(recipe, run, before, hashes(recipe)) == []
+
+    function.write_text("def score(samples): return [1.0 for _ in samples]\n")
+    assert refuse_other_inputs(recipe, run, before, hashes(recipe)) == [str(function)]
+
+    # Without a KL the policy's start is read from the checkpoint alone.
+    (tmp_path / "r.yaml").write_text(PPO.format(kl=0, **places))
+    assert set(models(load_recipe(str(tmp_path / "r.yaml")).recipe)) == {
+        str(tmp_path / "value"),
+        str(tmp_path / "rm"),
+    }
+
+
+def test_the_prompts_of_a_value_fit_are_held(chains: Path) -> None:
+    prompts = f"{chains}/data/prompts.jsonl"
+    recipe = load_recipe("quickstart/oreo-rounds", [f"value_fit.prompts=[{{path: {prompts}}}]"]).recipe
+    assert prompts in hashes(recipe)
 
 
 def test_a_resume_with_other_data_starts_nothing(chains: Path, tmp_path: Path) -> None:
