@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -37,19 +38,22 @@ def row_keys(ids: Sequence[list[int]], trained: Sequence[list[int]]) -> list[str
 
 
 def read(file: Path, keys: Sequence[str]) -> dict[int, Tensor]:
-    """The rows (by their place in `keys`) that the file holds."""
+    """The rows (by their place in `keys`) that the file holds; none where it is damaged."""
     if not file.is_file():
         return {}
-    with safe_open(file, framework="pt") as held:
-        known = set(held.keys())
-        return {row: held.get_tensor(key) for row, key in enumerate(keys) if key in known}
+    try:
+        with safe_open(file, framework="pt") as held:
+            known = set(held.keys())
+            return {row: held.get_tensor(key) for row, key in enumerate(keys) if key in known}
+    except SafetensorError:
+        return {}
 
 
 def write(file: Path, keys: Sequence[str], states: Sequence[Tensor]) -> None:
-    """These rows, and those that the file holds already."""
+    """These rows, and those that the file holds already; a damaged one is replaced."""
     tensors: dict[str, Tensor] = {}
     if file.is_file():
-        with safe_open(file, framework="pt") as held:
+        with suppress(SafetensorError), safe_open(file, framework="pt") as held:
             tensors = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118  no mapping
     tensors |= {key: state.contiguous() for key, state in zip(keys, states, strict=True)}
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -64,6 +64,19 @@ def test_rows_are_computed_once_for_the_same_weights(base, tmp_path):
     assert filled(base, rows([*ids, *other]), tmp_path / "cache")[1] == 0
 
 
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_a_damaged_file_is_made_again(base, tmp_path, kept):
+    ids = [[3, 1, 4, 1], [5, 9]]
+    first, _, _ = filled(base, rows(ids), tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(file.read_bytes()[:kept])
+    again, count, said = filled(base, rows(ids), tmp_path / "cache")
+    assert count == 2
+    assert "0 of 2 rows from" in said[0]
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+    assert filled(base, rows(ids), tmp_path / "cache")[1] == 0
+
+
 def test_other_weights_and_other_bits_are_other_files(base, tmp_path):
     ids = [[3, 1, 4, 1], [5, 9]]
     first, _, _ = filled(base, rows(ids), tmp_path / "cache")
