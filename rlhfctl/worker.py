@@ -184,7 +184,9 @@ def left_by_a_restart(directory: RunDir, inline: bool) -> bool:
     A new run starts in an unused directory, so what lies there is its own. TORCHELASTIC_RESTART_COUNT cannot
     tell: it differs between the nodes.
     """
-    return not inline and (directory.newest_checkpoint() is not None or directory.metrics.exists())
+    # Each of them may be the first to be written.
+    logs = (directory.metrics, directory.samples, directory.quarantine)
+    return not inline and (directory.newest_checkpoint() is not None or any(log.exists() for log in logs))
 
 
 def set_up_device(recipe: "AnyRecipe") -> "torch.device":

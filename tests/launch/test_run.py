@@ -20,6 +20,7 @@ from rlhfctl.launch.process import AgentResult
 from rlhfctl.launch.run import leader_started, torchrun_result
 from rlhfctl.recipe.load import dump, load_recipe
 from rlhfctl.run_dir import RunDir, is_complete
+from rlhfctl.worker import left_by_a_restart
 
 DRIVER = """
 import json, sys
@@ -107,6 +108,18 @@ def test_inline_runs_to_the_end_and_keeps_stdout_clean(tmp_path: Path, chains: P
     assert is_complete(run.final)
     assert json.loads(run.launch.read_text())["launcher"] == "inline"
     assert "step 6/6" in (run.logs / "latest" / "rank0.log").read_text()
+
+
+@pytest.mark.parametrize("name", ["metrics", "samples", "quarantine"])
+def test_a_restart_is_told_by_whatever_was_written_first(name: str, tmp_path: Path) -> None:
+    """With a log line every ten steps, samples come before metrics; a failed reward comes before both."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    run.write_status("running", attempt=1)
+    assert not left_by_a_restart(run, inline=False)
+    (tmp_path / "run" / f"{name}.jsonl").write_text('{"step": 1}\n')
+    assert left_by_a_restart(run, inline=False)
+    assert not left_by_a_restart(run, inline=True)
 
 
 def test_ctrl_c_keeps_a_checkpoint_and_resume_is_exact(tmp_path: Path, chains: Path) -> None:
