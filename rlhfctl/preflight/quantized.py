@@ -70,8 +70,9 @@ def quantised_already(inputs: Inputs, key: str, path: str) -> Iterator[Finding]:
 def quantization_of(inputs: Inputs, path: str) -> dict[str, Any]:
     """Empty where weights are kept whole: also those that are rounded anew in every pass (BitNet's for training)."""
     given = inputs.config(path).get("quantization_config")
-    whole = not isinstance(given, dict) or given.get("quantization_mode") == "online"
-    return {} if whole else given
+    if not isinstance(given, dict) or given.get("quantization_mode") == "online":
+        return {}
+    return given
 
 
 def changed_base(inputs: Inputs) -> Iterator[Finding]:
