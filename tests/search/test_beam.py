@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from rlhfctl.errors import Refused
 from rlhfctl.rollout.delimiters import Delimiters
@@ -21,6 +22,27 @@ def test_delimiters_end_between_tokens() -> None:
     # "a" "." " The": complete with " The"; then a newline; then ". " by itself
     assert delimiters.ends([0, 1, 2, 3, 0, 4, 1, 0]) == [2, 3, 5]
     assert delimiters.split("a. b\nc\n\n") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("ends", ["\u0964", "\u2028", "\n\n### Next step\n"])
+def test_a_delimiter_that_many_tokens_spell(ends: str) -> None:
+    """One token a byte: a danda takes three, which are no text before the last one."""
+    written = f"a\u00e9{ends}b{ends}{ends}\u0964c\ufffd".encode()
+    delimiters = Delimiters([ends], lambda ids: bytes(ids).decode(errors="replace"))
+    found = delimiters.ends(list(written))
+    size = len(ends.encode())
+    borders = [place + size for place in range(len(written)) if written.startswith(ends.encode(), place)]
+    assert len(borders) >= 3
+    assert [place + 1 for place in found] == borders
+
+
+@pytest.mark.parametrize("name", ["gpt2", "deepseek-llm", "llama-2", "phi-3"])
+def test_delimiters_of_real_vocabularies(shared: Path, name: str) -> None:
+    tokenizer = Tokenizer.from_file(str(shared / "tokenizers" / name / "tokenizer.json"))
+    for ends in ("\n", "\n\n", ". ", "\u3002", "\u0964", "\n\n### Next step of the solution\n"):
+        ids = tokenizer.encode(f"One is{ends}Two is{ends}Three", add_special_tokens=False).ids
+        delimiters = Delimiters([ends], lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)))
+        assert len(delimiters.ends(ids)) == 2, (name, ends)
 
 
 def test_best_of() -> None:
