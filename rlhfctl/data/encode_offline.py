@@ -46,7 +46,7 @@ def encode_offline(
         try:
             text, spans = encoder.spans(sample.conversation(), train_on, tools_of(sample))
             encoding = encoder.tokenizer.encode(text, add_special_tokens=False)
-            ends = step_ends(sample, text, spans, algorithm)
+            ends = step_ends(sample, text, spans, algorithm, (*encoder.ends.tokens, encoder.ends.text))
         except NotFound as error:
             report.drop(NOT_FOUND, sample, str(error))
             continue
@@ -104,11 +104,15 @@ def reward_of(sample: Sample, algorithm: OfflineReasoning) -> float:
 
 
 def step_ends(
-    sample: Sample, text: str, spans: Sequence[tuple[int, int]], algorithm: OfflineReasoning
+    sample: Sample,
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    algorithm: OfflineReasoning,
+    closings: Sequence[str],
 ) -> list[int]:
     """Characters of `text` behind which a new step begins: after each delimiter inside an assistant turn (the row's own
-    steps where it has them), and after each turn. A delimiter that nothing but a turn's end follows begins no step.
-    Raises NotFound where steps are used and the row's own do not stand in the text."""
+    steps where it has them), and after each turn. A delimiter that nothing but a turn's end follows begins no step;
+    closings: what ends a turn. Raises NotFound where steps are used and the row's own do not stand in the text."""
     judgement = sample.judgement
     ends: list[int] = []
     for start, end in spans:
@@ -129,7 +133,7 @@ def step_ends(
                 for delimiter in algorithm.step_delimiters:
                     if turn.startswith(delimiter, place):
                         after = place + len(delimiter)
-                        if turn[after:].strip():
+                        if turn[after:].strip() not in ("", *closings):
                             ends.append(start + after)
         ends.append(end)
     return sorted(set(ends))

@@ -50,6 +50,18 @@ def test_steps_of_the_row_and_other_delimiters(encoder: ChatEncoder) -> None:
     assert set(never.steps) == {0}
 
 
+@pytest.mark.parametrize("name", ["qwen2.5-7b-instruct", "llama-3-8b-instruct", "phi-4", "chatml"])
+def test_a_delimiter_at_the_end_of_a_turn_begins_no_step(shared: Path, name: str) -> None:
+    """Whether the template trims it or not, the stop token belongs to the last step."""
+    vocabulary = "llama-3-8b-instruct" if name.startswith("llama") else "qwen2"
+    encoder = ChatEncoder.from_path(
+        shared / "tokenizers" / vocabulary, shared / "chat-templates" / f"{name}.jinja"
+    )
+    for response in ("a one\nso 8", "a one\nso 8\n", "a one\nso 8\n \n"):
+        (found,), _ = encode(encoder, row(response))
+        assert set(found.steps) == {0, 1}, response
+
+
 @pytest.mark.parametrize(
     "steps", [["a one", "b two", "so 8\n"], ["\na one", "b two", "so 8"], ["a", "b", "c"]]
 )
