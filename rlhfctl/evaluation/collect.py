@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhfctl.data.encode import tools_of
 from rlhfctl.errors import Refused
 from rlhfctl.evaluation.results import write_lines
 
@@ -58,7 +59,8 @@ def write(
 
 def trajectory(row: "Row", place: int, delimiters: tuple[str, ...]) -> dict[str, Any]:
     """prompt: the user's text where that is the whole prompt, else its messages. steps: where the one delimiter
-    joins them to the response and none is empty. truncated: the response has no end, its reward is about a part."""
+    joins them to the response and none is empty. truncated: the response has no end, its reward is about a part. tools:
+    where the prompt shows some."""
     sample, answer = row.prompt.sample, row.samples[place]
     messages = sample.prompt()
     alone = (
@@ -69,6 +71,8 @@ def trajectory(row: "Row", place: int, delimiters: tuple[str, ...]) -> dict[str,
         "prompt": messages[0]["content"] if alone else messages,
         "response": answer.text,
     }
+    if (tools := tools_of(sample)) is not None:
+        record["tools"] = tools
     steps = answer.text.split(delimiters[0])
     if len(delimiters) == 1 and all(step.strip() for step in steps):
         record["steps"] = steps

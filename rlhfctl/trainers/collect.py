@@ -16,8 +16,8 @@ from rlhfctl.evaluation.answers import Answer, Judge
 from rlhfctl.evaluation.run import Answerer
 from rlhfctl.evaluation.settings import Settings
 from rlhfctl.evaluation.subject import Subject
-from rlhfctl.recipe.sections import DataSource, Policy
-from rlhfctl.recipe.tasks import OreoRecipe
+from rlhfctl.recipe.sections import DataSource, Policy, Rollout
+from rlhfctl.recipe.tasks import OreoRecipe, ReftRecipe
 from rlhfctl.rollout.types import Request
 from rlhfctl.run_dir import write_text
 from rlhfctl.trainers.context import RunContext
@@ -40,11 +40,11 @@ def answerer_of(ctx: RunContext, recipe: OreoRecipe, policy: Policy) -> Answerer
 
 
 def prompts_of(
-    recipe: OreoRecipe, sources: list[DataSource], answerer: Answerer
+    recipe: OreoRecipe | ReftRecipe, sources: list[DataSource], answerer: Answerer
 ) -> tuple[list[PromptRow], DropReport]:
     """The sources' prompts that fit the recipe's limit and the model's context."""
     samples = load_samples(sources, recipe.data.max_bad_rows).samples
-    limits = (recipe.evaluation_rollout().max_prompt_length, answerer.longest_prompt)
+    limits = ((recipe.rollout or Rollout()).max_prompt_length, answerer.longest_prompt)
     longest = min((limit for limit in limits if limit is not None), default=None)
     return encode_prompts(samples, answerer.encoder, longest)
 
@@ -84,7 +84,7 @@ def sampled(
             barrier()
             ctx.say(f"{what}: {min(start + PIECE, len(asked))} of {len(asked)} samples")
         answers += [Answer(**json.loads(line)) for line in file.read_text().splitlines()]
-        failed = [answer.failure for answer in answers if answer.correct is None]
+        failed = [each.failure for each in answers if each.correct is None or each.reward is None]
         if len(failed) > allowed:
             raise RunFailed(
                 f"{len(failed)} samples could not be judged, {allowed} allowed (reward.max_failures); "

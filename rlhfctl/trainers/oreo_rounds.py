@@ -46,7 +46,13 @@ def train(ctx: RunContext) -> None:
                 file = place / "trajectories.jsonl"
                 if not file.is_file():
                     collect(ctx, part, recipe.collect, number, file)
-                trajectories = DataSource(path=str(file), format="trajectory")
+                trajectories = DataSource(
+                    path=str(file),
+                    format="trajectory",
+                    step_separator=recipe.algorithm.step_delimiters[
+                        0
+                    ],  # where there are several, rows hold no steps
+                )
                 data = recipe.data.model_copy(update={"train": [trajectories]})
                 part = part.model_copy(update={"data": data})
             oreo.train(replace(ctx, recipe=part, phase=Phase(number, first, None if last else goal)))
@@ -87,7 +93,7 @@ def collect(ctx: RunContext, recipe: OreoRecipe, wanted: Collect, number: int, f
     if not prompts:
         raise Refused(f"no prompt of data.train can be sampled: {dropped.sentence()}")
     assert recipe.reward is not None
-    sources = build_sources(recipe.reward, answerer.encoder)
+    sources = build_sources(recipe.reward, answerer.encoder, recipe.template)
     try:
         judge = Judge(sources, answerer.encoder, answerer.delimiters)
         asked = [prompt for prompt in prompts for _ in range(wanted.samples)]

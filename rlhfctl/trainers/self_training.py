@@ -15,12 +15,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from rlhfctl.data.encode import encode_prompts, encode_sft
+from rlhfctl.data.encode import encode_sft, tools_of
 from rlhfctl.data.load import load_samples
+from rlhfctl.data.samples import Sample
 from rlhfctl.errors import Refused
 from rlhfctl.evaluation.answers import Answer, Judge
 from rlhfctl.evaluation.run import Answerer
@@ -40,7 +42,7 @@ from rlhfctl.rollout.engine import build_engine
 from rlhfctl.run_dir import write_text
 from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.trainers import checkpoint, ppo_rollout, sft
-from rlhfctl.trainers.collect import forget, sampled
+from rlhfctl.trainers.collect import forget, prompts_of, sampled
 from rlhfctl.trainers.context import Phase, RunContext
 from rlhfctl.trainers.distributed import barrier, sum_over_ranks
 from rlhfctl.trainers.evaluate import Evaluator
@@ -77,11 +79,10 @@ def collect(ctx: RunContext, recipe: ReftRecipe, warm: Policy, file: Path) -> No
         warm.model_copy(update={"lora": None}), [], recipe.reward, recipe.rollout, recipe.data.max_bad_rows
     )
     answerer = Answerer(subject, Settings(str(warm.path), search="sample", seed=recipe.seed), ctx.say)
-    samples = load_samples(recipe.data.train, recipe.data.max_bad_rows).samples
-    prompts, dropped = encode_prompts(samples, answerer.encoder, answerer.longest_prompt)
+    prompts, dropped = prompts_of(recipe, recipe.data.train, answerer)
     if not prompts:
         raise Refused(f"no question of data.train can be sampled: {dropped.sentence()}")
-    sources = build_sources(recipe.reward, answerer.encoder)
+    sources = build_sources(recipe.reward, answerer.encoder, recipe.template)
     pieces = ctx.run.path / "sampled"
     try:
         judge = Judge(sources, answerer.encoder, answerer.delimiters)
@@ -95,9 +96,9 @@ def collect(ctx: RunContext, recipe: ReftRecipe, warm: Policy, file: Path) -> No
         lines = []
         for place, prompt in enumerate(prompts):
             own = answers[place * wanted.samples : (place + 1) * wanted.samples]
-            for number, text in enumerate(distinct_right(own, wanted.keep)):
-                messages = [*prompt.sample.prompt(), {"role": "assistant", "content": text}]
-                lines.append(json.dumps({"id": f"{prompt.sample.id}/self/{number}", "messages": messages}))
+            lines += [
+                json.dumps(each) for each in conversations(prompt.sample, distinct_right(own, wanted.keep))
+            ]
         if not lines:
             raise Refused(
                 f"none of {len(answers)} samples of the warm-up's model is right: there is nothing to train on; "
@@ -110,9 +111,23 @@ def collect(ctx: RunContext, recipe: ReftRecipe, warm: Policy, file: Path) -> No
 
 
 def distinct_right(answers: Sequence[Answer], keep: int) -> list[str]:
-    """The first `keep` different texts that are right and whole."""
-    texts = [answer.text for answer in answers if answer.correct and not answer.truncated]
+    """The first `keep` different texts that are right and whole; an empty one is no answer to train on."""
+    texts = [each.text for each in answers if each.correct and not each.truncated and each.text.strip()]
     return list(dict.fromkeys(texts))[:keep]
+
+
+def conversations(sample: Sample, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of `messages`: what was asked, as it was asked, and each of the answers."""
+    tools = tools_of(sample)
+    shown = {} if tools is None else {"tools": tools}
+    return [
+        {
+            "id": f"{sample.id}/self/{number}",
+            "messages": [*sample.prompt(), {"role": "assistant", "content": text}],
+            **shown,
+        }
+        for number, text in enumerate(texts)
+    ]
 
 
 def online(ctx: RunContext) -> None:

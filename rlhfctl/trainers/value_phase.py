@@ -52,7 +52,7 @@ def train(ctx: RunContext) -> None:
         )
     held_out, asked = prompts[: fit.held_out], prompts[fit.held_out :]
     assert recipe.reward is not None
-    sources = build_sources(recipe.reward, answerer.encoder)
+    sources = build_sources(recipe.reward, answerer.encoder, recipe.template)
     judge = Judge(sources, answerer.encoder, answerer.delimiters)
     pieces = ctx.run.path / "value_fit"
     repeated = [asked[index % len(asked)] for index in range(fit.samples)]

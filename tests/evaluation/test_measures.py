@@ -1,20 +1,26 @@
 """Judged answers to measures, with the verdicts of the real verifier on chains written out here."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlhfctl.data.encode import encode_prompts
+from rlhfctl.data.encode import encode_prompts, encode_sft
+from rlhfctl.data.encode_offline import encode_offline
+from rlhfctl.data.load import load_samples
 from rlhfctl.data.samples import Sample
-from rlhfctl.evaluation import collect, measures
+from rlhfctl.evaluation import collect, measures, results
 from rlhfctl.evaluation.answers import Answer, Judge, verifier_of
 from rlhfctl.evaluation.run import Row, State
 from rlhfctl.evaluation.subject import verifier_source
+from rlhfctl.recipe.oreo_sections import OfflineReasoning
+from rlhfctl.recipe.sections import DataSource
 from rlhfctl.rewards.verifiers import VerifierReward
 from rlhfctl.rollout.delimiters import Delimiters
 from rlhfctl.rollout.types import Rollout
 from rlhfctl.templates.encode import ChatEncoder
+from rlhfctl.trainers.self_training import conversations
 
 # 3+8=11, *2=2, -9=3, +5=8
 RIGHT = "3+8=1\n1*2=2\n2-9=3\n3+5=8\n#8"
@@ -119,9 +125,6 @@ def test_balance_keeps_the_first_of_each_kind(encoder: ChatEncoder) -> None:
 
 
 def test_a_trajectory_row_is_read_back_as_it_was(encoder: ChatEncoder, tmp_path: Path) -> None:
-    from rlhfctl.data.load import load_samples
-    from rlhfctl.recipe.sections import DataSource
-
     row = judged(encoder, [RIGHT, NONE], cut=(1,))
     counts = collect.write(tmp_path / "t.jsonl", [row], None, ("\n",))
     assert counts == {"rows": 2, "right": 1, "wrong": 1, "truncated": 1, "left_out": 0}
@@ -135,6 +138,35 @@ def test_a_trajectory_row_is_read_back_as_it_was(encoder: ChatEncoder, tmp_path:
     assert second.metadata["truncated"] is True
     assert second.judgement is not None
     assert second.judgement.reward == 0.0
+
+
+def test_tools_stay_with_the_prompt_that_shows_them(shared: Path, tmp_path: Path) -> None:
+    """What is trained on begins with the tokens that were sampled from."""
+    encoder = ChatEncoder.from_path(
+        shared / "tokenizers/qwen2", shared / "chat-templates/qwen2.5-7b-instruct.jinja"
+    )
+    tools = [{"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}]
+    sample = Sample(
+        "a", [{"role": "user", "content": "2+2?"}], label="4", metadata={"tools": json.dumps(tools)}
+    )
+    (prompt,), _ = encode_prompts([sample], encoder, None)
+    assert '"name": "add"' in encoder.tokenizer.decode(prompt.ids)
+    given = [("4", True), ("5", False)]
+    answers = [
+        Answer(text, [], 1, False, 0.0, 1, correct=right, reward=float(right)) for text, right in given
+    ]
+    collect.write(tmp_path / "t.jsonl", [Row(prompt, answers[0], answers)], None, ("\n",))
+    results.write_lines(tmp_path / "s.jsonl", conversations(sample, ["4"]))
+
+    judged_rows = load_samples([DataSource(path=str(tmp_path / "t.jsonl"))], judged=True).samples
+    trained, _ = encode_offline(judged_rows, encoder, 512, "all_assistant", OfflineReasoning())
+    supervised, _ = encode_sft(
+        load_samples([DataSource(path=str(tmp_path / "s.jsonl"))]).samples, encoder, 512
+    )
+    assert len(trained) == 2
+    assert len(supervised) == 1
+    for row in (*trained, *supervised):
+        assert row.ids[: len(prompt.ids)] == prompt.ids
 
 
 def test_each_source_reads_answers_in_its_own_way() -> None:

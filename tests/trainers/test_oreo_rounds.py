@@ -11,12 +11,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from rlhfctl.data.load import load_samples
-from rlhfctl.errors import Interrupted, Refused, UsageError
+from rlhfctl.errors import Interrupted, Refused, RunFailed, UsageError
 from rlhfctl.models.value_model import load_value_model
 from rlhfctl.recipe.load import load_recipe
-from rlhfctl.recipe.sections import DataSource
+from rlhfctl.recipe.sections import DataSource, Reward, Template
+from rlhfctl.rewards.build import Source, build_sources
 from rlhfctl.run_dir import RunDir
-from rlhfctl.trainers import collect, oreo_rounds
+from rlhfctl.templates.encode import ChatEncoder
+from rlhfctl.trainers import collect, oreo_rounds, value_phase
 from rlhfctl.trainers.context import RunContext
 
 REWARD = '''
@@ -199,6 +201,43 @@ def test_the_initial_policy_as_reference_and_balanced_samples(
     with pytest.raises(Refused, match=r"no prompt of data.train can be sampled: .*too long"):
         run(tmp_path / "short", [*mine, "rollout.max_prompt_length=4"], resume=False)
     assert (directory.value_model / "config.json").is_file()
+
+
+def test_samples_that_one_source_could_not_score_are_failures(overrides: list[str], tmp_path: Path) -> None:
+    """Another says whether they are right; without a reward they would be left out, and nobody would know why."""
+    (tmp_path / "second.py").write_text(
+        "def score(samples):\n    return [None if '1' in each['response'] else 0.0 for each in samples]\n"
+    )
+    more = f"reward.sources.1={{kind: python, path: {tmp_path}/second.py}}"
+    with pytest.raises(RunFailed, match=r"samples could not be judged, 0 allowed .*first: second\.score: "):
+        run(tmp_path / "run", [*overrides, more], resume=False)
+
+
+def test_samples_are_judged_under_the_template_section(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As preflight and evaluation do: a reward model without a system role gets it folded in."""
+    asked: list[bool] = []
+
+    def spy(reward: Reward, encoder: ChatEncoder, template: Template | None = None) -> list[Source]:
+        asked.append(template is not None and template.fold_system)
+        return build_sources(reward, encoder, template)
+
+    for module in (oreo_rounds, value_phase):
+        monkeypatch.setattr(module, "build_sources", spy)
+    run(tmp_path / "rounds", [*overrides, "template.fold_system=true", "collect.rounds=1"], resume=False)
+    assert asked == [True] * 2
+
+
+def test_rounds_with_a_delimiter_of_their_own(overrides: list[str], tmp_path: Path) -> None:
+    """What a round writes has the steps that it was told of, and is trained on by them."""
+    mine = [each for each in overrides if not each.startswith("value_fit.")]
+    mine += ["value_fit=null", "data.eval=[]", "collect.rounds=1", "algorithm.level=step"]
+    directory = run(tmp_path / "run", [*mine, "algorithm.step_delimiters=['=']"], resume=False)
+    lines = map(json.loads, (directory.round(1) / "trajectories.jsonl").read_text().splitlines())
+    parted = [line for line in lines if len(line.get("steps", [])) > 1]
+    assert parted
+    assert all("=".join(line["steps"]) == line["response"] for line in parted)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhfctl.errors import Interrupted, UsageError
+from rlhfctl.errors import Interrupted, Refused, UsageError
 from rlhfctl.evaluation.answers import Answer
 from rlhfctl.models import attention
 from rlhfctl.models.load import prepare
 from rlhfctl.recipe.load import load_recipe
+from rlhfctl.recipe.sections import Reward, Template
+from rlhfctl.rewards.build import Source, build_sources
 from rlhfctl.run_dir import RunDir
-from rlhfctl.trainers import reft
+from rlhfctl.templates.encode import ChatEncoder
+from rlhfctl.trainers import reft, self_training
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.self_training import distinct_right, right_rows, train_batch
 from rlhfctl.trainers.trajectory import Trajectory
@@ -102,6 +105,28 @@ def test_a_stop_in_either_phase_changes_nothing(method: str, chains: Path, tmp_p
     assert whole[3]["loss/sft"] > whole[2]["loss/sft"]
 
 
+def test_samples_are_judged_under_the_template_section(
+    chains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward model without a system role gets it folded in where the recipe says so."""
+    asked: list[bool] = []
+
+    def spy(reward: Reward, encoder: ChatEncoder, template: Template | None = None) -> list[Source]:
+        asked.append(template is not None and template.fold_system)
+        return build_sources(reward, encoder, template)
+
+    monkeypatch.setattr(self_training, "build_sources", spy)
+    given = [*overrides(chains, tmp_path, "offline_st"), "self_training={samples: 4, keep: 2}"]
+    run(tmp_path / "run", [*given, "template.fold_system=true"])
+    assert asked == [True]
+
+
+def test_questions_that_are_too_long_are_not_asked(chains: Path, tmp_path: Path) -> None:
+    given = [*overrides(chains, tmp_path, "offline_st"), "rollout.max_prompt_length=4"]
+    with pytest.raises(Refused, match=r"no question of data.train can be sampled: .*too long"):
+        run(tmp_path / "run", given)
+
+
 def answer(text: str, correct: bool, truncated: bool = False) -> Answer:
     return Answer(text, [], 1, truncated, 0.0, 1, correct=correct)
 
@@ -114,7 +139,7 @@ def test_the_first_distinct_right_answers_are_kept() -> None:
         answer("c", True, True),
         answer("d", True),
     ]
-    own += [answer("e", True)]
+    own += [answer("e", True), answer("\n", True)]
     assert distinct_right(own, 2) == ["b", "d"]
     assert distinct_right(own, 9) == ["b", "d", "e"]
 
