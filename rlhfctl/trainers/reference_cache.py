@@ -1,7 +1,8 @@
 """The frozen reference's hidden states on disk, for runs that measure to the same weights on the same rows.
 
-One safetensors file for each set of weights (their fingerprint, dtype and bits); in it one tensor [actions, H] a row,
-under the hash of its token ids and action places: a row that changed is another row. Written whole, aside and renamed.
+One safetensors file for each set of weights (their fingerprint, dtype and bits) under one configuration, which says how
+they are used (rotation, norms, an adapter's scale); in it one tensor [actions, H] a row, under the hash of its token
+ids and action places: a row that changed is another row. Written whole, aside and renamed.
 """
 
 import hashlib
@@ -15,8 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlhfctl.base_weights import fingerprint, local
+from rlhfctl.base_weights import FILE, fingerprint, local
+from rlhfctl.checkpoint_files import ADAPTER_CONFIG
 from rlhfctl.recipe.sections import Policy
+
+CONFIGURATION = ("config.json", ADAPTER_CONFIG, FILE)
 
 
 def file_of(directory: str, spec: Policy, dtype: str) -> Path | None:
@@ -27,7 +31,11 @@ def file_of(directory: str, spec: Policy, dtype: str) -> Path | None:
     bits: str = spec.quantization
     if bits in ("nf4", "fp4"):
         bits += str(spec.quantization_block)
-    return Path(directory) / f"{fingerprint(place)[:32]}-{dtype.removeprefix('torch.')}-{bits}.safetensors"
+    config = hashlib.sha256()
+    for file in (place / name for name in CONFIGURATION):
+        config.update(file.read_bytes() if file.is_file() else b"\0")
+    parts = (fingerprint(place)[:32], config.hexdigest()[:16], dtype.removeprefix("torch."), bits)
+    return Path(directory) / f"{'-'.join(parts)}.safetensors"
 
 
 def row_keys(ids: Sequence[list[int]], trained: Sequence[list[int]]) -> list[str]:

@@ -93,6 +93,19 @@ def test_other_weights_and_other_bits_are_other_files(base, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 4
 
 
+def test_the_same_weights_under_another_configuration_are_another_model(base, tmp_path):
+    """A rope_theta that was corrected: no weight of the file moved, every state did."""
+    ids = [[3, 1, 4, 1], [5, 9]]
+    first, _, _ = filled(base, rows(ids), tmp_path / "cache")
+    moved = shutil.copytree(base, tmp_path / "copy")
+    config = LlamaConfig.from_pretrained(moved)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 500.0}
+    config.save_pretrained(moved)
+    changed, count, _ = filled(moved, rows(ids), tmp_path / "cache")
+    assert count == 2
+    assert not torch.equal(changed[0], first[0])
+
+
 def test_a_cache_that_cannot_be_written_ends_no_run(base, tmp_path):
     """A file stands where its directory should be; a disk is full, which safetensors tells its own way."""
     ids = [[3, 1, 4, 1], [5, 9] * 500]
