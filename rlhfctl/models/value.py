@@ -7,6 +7,7 @@ Value-head rule: a head is always created; replaced when the checkpoint holds on
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from rlhfctl.models.load import (
 )
 from rlhfctl.models.lora import POLICY, VALUE, acting, adapter_parameters, add_lora, switch
 from rlhfctl.models.packing import Pack
-from rlhfctl.models.value_head import ValueHead, read_head
+from rlhfctl.models.value_head import ValueHead, read_config, read_head
 from rlhfctl.recipe.sections import Policy, ValueModel
 
 
@@ -99,7 +100,11 @@ def load_critic(
         trunk = load_trunk(source, dtype, device, policy_spec.trust_remote_code, checkpointing)
         critic = Critic(trunk, config_of(trunk).hidden_size)
     width = critic.head.weight.shape[1]
-    head = read_head(local_directory(source)) if source is not None and spec.head == "auto" else None
+    head = None
+    if source is not None and spec.head == "auto":
+        directory = local_directory(source)
+        refuse_other_value(directory)
+        head = read_head(directory)
     if head is not None:
         if head.shape[1] != width:
             raise Refused(f"the value head of {source} is {head.shape[1]} wide, the model {width}")
@@ -110,3 +115,20 @@ def load_critic(
     if spec.lora is not None and critic.trunk is not None:
         add_lora(critic.trunk, spec.lora, seed + 1)
     return critic.to(device)
+
+
+def refuse_other_value(directory: Path) -> None:
+    """Raises Refused for a value that was fitted for search: V here is a reward, read by one row at the last state."""
+    facts = read_config(directory).get("value_model")
+    if not isinstance(facts, dict):
+        return
+    kinds = {
+        "a sum over the response's tokens": facts.get("head") == "token_sum",
+        "a logit of success": facts.get("link") == "logistic",
+    }
+    kind = next((kind for kind, holds in kinds.items() if holds), None)
+    if kind is not None:
+        raise Refused(
+            f"the value of {directory} is {kind}, fitted for search, and no head to start from: set "
+            "value_model.head to zero for its backbone alone, or give the critic/ of its run"
+        )

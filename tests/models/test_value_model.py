@@ -121,6 +121,20 @@ def test_it_starts_another_value_model(policy, scalar):
 
 
 @pytest.mark.parametrize(
+    ("head", "link"), [("scalar", "logistic"), ("token_sum", None), ("token_sum", "logistic")]
+)
+def test_a_value_that_was_fitted_for_search_starts_no_other(policy, tmp_path, head, link):
+    """Its sum over tokens would be left out in silence, its logit be taken for a reward."""
+    model = load_causal_lm(policy, CPU, 0)
+    given = torch.ones(1, 32) if head == "scalar" else TokenSumHead(53, 32)
+    save_value_model(tmp_path / "v", backbone(model), given, policy, {} if link is None else {"link": link})
+    with pytest.raises(Refused, match=r"fitted for search, .*value_model.head to zero"):
+        load_critic(ValueModel(init=str(tmp_path / "v")), policy, model, CPU, 0, None)
+    critic = load_critic(ValueModel(init=str(tmp_path / "v"), head="zero"), policy, model, CPU, 0, None)
+    assert not critic.head.weight.any()
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         (
