@@ -30,7 +30,7 @@ from rlhfctl.trainers.value_fit import (
     SAMPLE_STEP,
     Order,
     Row,
-    choose_alpha,
+    chosen,
     fresh_value,
     optimizer_of,
     prefixes,
@@ -64,8 +64,14 @@ def fit_value(
 def run(given: argparse.Namespace, say: Callable[[str], None]) -> Path:
     """The directory that was written."""
     settings = Settings(
-        given.source, data=given.data, verifier=given.verifier, search="sample", seed=given.seed
+        given.source,
+        data=given.data,
+        verifier=given.verifier,
+        search="sample",
+        delimiters=given.delimiter,
+        seed=given.seed,
     )
+    settings.check()
     subject = open_subject(settings)
     out = given.out or Path(given.source) / "value_model"
     fit = ValueFit(samples=given.samples, steps=given.steps, lr=given.lr, head=given.head)
@@ -84,10 +90,11 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> Path:
     rows = rows_of(asked, judge(repeated, answerer.engine.generate(requests, sampling)))
     say(f"{len(rows)} samples, {sum(row.right for row in rows)} right")
     model = fit_value(answerer.policy, rows, fit, given.seed, say)
-    alpha, accuracies = choose_alpha(answerer, judge, held_out, model)
-    say(sentence(alpha, accuracies, len(held_out)))
+    facts: dict[str, object] = {"link": "logistic", "samples": len(rows), "steps": fit.steps}
+    if (found := chosen(say, answerer, judge, held_out, model)) is not None:
+        facts["alpha"] = found[0]
+        say(sentence(*found, len(held_out)))
     head = model.token_sum if model.kind == "token_sum" else model.scalar
-    facts = {"link": "logistic", "alpha": alpha, "samples": len(rows), "steps": fit.steps}
     save_value_model(out, model.trunk, head, subject.policy, facts)
     return out
 
@@ -102,6 +109,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", metavar="MODEL_OR_RUN")
     parser.add_argument("--data", required=True, help="prompts with labels")
     parser.add_argument("--verifier", default=None)
+    parser.add_argument(
+        "--delimiter", action="append", default=[], help="what ends a step; default: a newline"
+    )
     parser.add_argument("--out", type=Path, default=None, help="default: RUN/value_model")
     parser.add_argument("--samples", type=int, default=DEFAULTS.samples)
     parser.add_argument("--steps", type=int, default=DEFAULTS.steps)

@@ -9,7 +9,7 @@ A recipe's `value_fit` section runs it after training (value_phase.py), `python 
 (value_command.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -151,6 +151,24 @@ def choose_alpha(
         answers = judge(prompts, [rollout_of(tree, ids) for tree in trees])
         found[alpha] = sum(bool(answer.correct) for answer in answers) / len(prompts)
     return max(found, key=lambda alpha: (found[alpha], -alpha)), found
+
+
+def chosen(
+    say: Callable[[str], None],
+    answerer: Answerer,
+    judge: Judge,
+    prompts: Sequence[PromptRow],
+    model: ValueFunction,
+) -> tuple[float, dict[float, float]] | None:
+    """As choose_alpha; None where there are no prompts, or the answers have no steps to search over: the value ranks
+    whole answers then."""
+    if not prompts:
+        return None
+    try:
+        return choose_alpha(answerer, judge, prompts, model)
+    except Refused as refusal:
+        say(f"value fit: no alpha is chosen: {refusal.message}")
+        return None
 
 
 if __name__ == "__main__":

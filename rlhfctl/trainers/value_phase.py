@@ -6,10 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from rlhfctl.data.encode import PromptRow
 from rlhfctl.errors import Refused
 from rlhfctl.evaluation.answers import Judge
-from rlhfctl.evaluation.run import Answerer
 from rlhfctl.models.packing import split_over_ranks
 from rlhfctl.models.value_model import ValueFunction, save_value_model
 from rlhfctl.recipe.tasks import OreoRecipe
@@ -24,7 +22,7 @@ from rlhfctl.trainers.optimizer import clip_and_step
 from rlhfctl.trainers.value_fit import (
     SAMPLE_STEP,
     Order,
-    choose_alpha,
+    chosen,
     fresh_value,
     optimizer_of,
     prefixes,
@@ -94,7 +92,7 @@ def train(ctx: RunContext) -> None:
     checkpoint.refuse_non_finite_weights(ctx, models, total)
     facts: dict[str, object] = {"link": "logistic", "samples": len(rows), "steps": fit.steps}
     model.eval()
-    found = chosen(ctx, answerer, judge, held_out, model)
+    found = chosen(ctx.say, answerer, judge, held_out, model)
     if found is not None:
         alpha, accuracies = found
         facts |= {"alpha": alpha, "held_out": {f"{each:g}": found for each, found in accuracies.items()}}
@@ -110,20 +108,6 @@ def train(ctx: RunContext) -> None:
     answerer.engine.close()
     save(ctx, recipe, model, facts)
     forget(ctx, pieces)
-
-
-def chosen(
-    ctx: RunContext, answerer: Answerer, judge: Judge, held_out: list[PromptRow], model: ValueFunction
-) -> tuple[float, dict[float, float]] | None:
-    """As choose_alpha; None where nothing is held out, or the answers have no steps to search over: the value ranks
-    whole answers then."""
-    if not held_out:
-        return None
-    try:
-        return choose_alpha(answerer, judge, held_out, model)
-    except Refused as refusal:
-        ctx.say(f"value fit: no alpha is chosen: {refusal.message}")
-        return None
 
 
 def save(ctx: RunContext, recipe: OreoRecipe, model: ValueFunction, facts: dict[str, object]) -> None:

@@ -301,3 +301,20 @@ def test_a_reranker_of_two_labels_is_one_sentence(
     told, _ = evaluate(str(finished_run), *words)
     assert (told["exit_code"], told["message"].count("\n")) == (5, 0)
     assert "has shape [2, 64] (two labels" in told["message"]
+
+
+def test_a_value_is_kept_where_nothing_ends_a_step(
+    finished_run: Path, chains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """alpha cannot be chosen by a search; what was fitted ranks whole answers."""
+    import torch
+
+    from rlhfctl.models.value_model import load_value_model
+    from rlhfctl.trainers import value_command
+
+    words = [str(finished_run), "--data", f"{chains}/data/eval.jsonl", "--samples", "40", "--steps", "2"]
+    assert value_command.main([*words, "--delimiter", "\u00a7", "--out", str(tmp_path / "v")]) == 0
+    assert "no alpha is chosen: none of 400 answers holds the delimiter '\u00a7'" in capsys.readouterr().err
+    fitted = load_value_model(tmp_path / "v", torch.float32, torch.device("cpu"))
+    assert (fitted.facts["link"], "alpha" in fitted.facts) == ("logistic", False)
+    assert value_command.main([*words, "--delimiter", ""]) == 2
