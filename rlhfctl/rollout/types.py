@@ -1,5 +1,6 @@
 """What a rollout engine is asked for and what it returns."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,10 +16,15 @@ class EngineLost(RunFailed):
 
 @dataclass(slots=True)
 class Request:
-    """index: position of this sample in the step's global batch; its random numbers depend on nothing else."""
+    """index: position of this sample in the step's global batch; its random numbers depend on nothing else. most: new
+    tokens that are of use, where these are fewer than max_new_tokens; an engine may write more."""
 
     index: int
     prompt_ids: list[int]
+    most: int | None = None
+
+    def room(self, max_new_tokens: int) -> int:
+        return max_new_tokens if self.most is None else min(self.most, max_new_tokens)
 
 
 @dataclass(slots=True)
@@ -49,3 +55,14 @@ class Sampling:
     step: int
     max_batch_tokens: int
     delimiters: Delimiters | None = None
+
+
+def refuse_too_long(requests: Sequence[Request], sampling: Sampling, longest: int) -> None:
+    """Raises RunFailed where a prompt and what may be written behind it pass the engine's length."""
+    for request in requests:
+        prompt, new = len(request.prompt_ids), request.room(sampling.max_new_tokens)
+        if prompt + new > longest:
+            raise RunFailed(
+                f"a prompt of {prompt} tokens and {new} new ones pass the engine's {longest}: "
+                "set rollout.max_prompt_length"
+            )

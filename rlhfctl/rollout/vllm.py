@@ -22,7 +22,7 @@ from rlhfctl.models.merged import exhaust, merged_weights
 from rlhfctl.models.vllm_start import cache_bytes, first_line, set_environment
 from rlhfctl.rollout.canary import Run, canary_ids, compare, directly
 from rlhfctl.rollout.sampling import stream_key
-from rlhfctl.rollout.types import Request, Rollout, Sampling
+from rlhfctl.rollout.types import Request, Rollout, Sampling, refuse_too_long
 
 
 class VllmEngine:
@@ -79,15 +79,10 @@ class VllmEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         from vllm import SamplingParams
 
-        longest = max((len(request.prompt_ids) for request in requests), default=0)
-        if longest + sampling.max_new_tokens > self.max_length:
-            raise RunFailed(
-                f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones pass the engine's "
-                f"{self.max_length}: set rollout.max_prompt_length"
-            )
+        refuse_too_long(requests, sampling, self.max_length)
         params = [
             SamplingParams(
-                max_tokens=sampling.max_new_tokens,
+                max_tokens=request.room(sampling.max_new_tokens),
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 seed=stream_key(sampling.seed, sampling.step, request.index),

@@ -48,7 +48,7 @@ class Client:
                 "token_ids": group[0].prompt_ids,
                 "sampling_params": {
                     "n": len(group),
-                    "max_tokens": sampling.max_new_tokens,
+                    "max_tokens": group[0].room(sampling.max_new_tokens),
                     "temperature": sampling.temperature,
                     "top_p": sampling.top_p,
                     "seed": seed,

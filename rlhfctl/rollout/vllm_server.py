@@ -31,7 +31,7 @@ from rlhfctl.rollout.canary import Run, canary_ids, difference, directly, traine
 from rlhfctl.rollout.handshake import ServerInfo, ask, mismatch
 from rlhfctl.rollout.parallel import in_parallel
 from rlhfctl.rollout.sampling import stream_key
-from rlhfctl.rollout.types import EngineLost, Request, Rollout, Sampling
+from rlhfctl.rollout.types import EngineLost, Request, Rollout, Sampling, refuse_too_long
 from rlhfctl.rollout.vllm_client import Client, Lost
 
 Say = Callable[[str], None]
@@ -88,19 +88,13 @@ class VllmServerEngine:
         return Path(self.directory.name)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
-        longest = max((len(request.prompt_ids) for request in requests), default=0)
         failed: RlhfctlError | None = None
         rollouts: list[Rollout] = []
-        if longest + sampling.max_new_tokens > self.max_length:
-            failed = RunFailed(
-                f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones pass the engine's "
-                f"{self.max_length}: set rollout.max_prompt_length"
-            )
-        else:
-            try:
-                rollouts = self.spread(grouped(requests, sampling.temperature == 0), sampling)
-            except RlhfctlError as error:
-                failed = error
+        try:
+            refuse_too_long(requests, sampling, self.max_length)
+            rollouts = self.spread(grouped(requests, sampling.temperature == 0), sampling)
+        except RlhfctlError as error:
+            failed = error
         ranks.raise_together(failed)
         place = {request.index: number for number, request in enumerate(requests)}
         return sorted(rollouts, key=lambda rollout: place[rollout.index])
@@ -273,7 +267,8 @@ def grouped(requests: Sequence[Request], greedy: bool) -> list[list[Request]]:
     groups: list[list[Request]] = []
     for request in requests:
         last = groups[-1][-1] if groups else None
-        if not greedy and last and request.index == last.index + 1 and request.prompt_ids == last.prompt_ids:
+        alike = last and (request.prompt_ids, request.most) == (last.prompt_ids, last.most)
+        if not greedy and last and alike and request.index == last.index + 1:
             groups[-1].append(request)
         else:
             groups.append([request])

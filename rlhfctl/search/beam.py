@@ -139,7 +139,7 @@ def _continue(
             ids, logprob = ([], 0.0) if parent is None else (parent.ids, parent.logprob)
             for k in range(beam.width):
                 index = (row * beam.width + slot) * beam.width + k
-                requests.append(Request(index, prompts[row] + ids))
+                requests.append(Request(index, prompts[row] + ids, sampling.max_new_tokens - len(ids)))
                 origins.append((row, place, ids, logprob))
     room = sampling.max_new_tokens - min(len(ids) for _, _, ids, _ in origins)
     step = replace(sampling, max_new_tokens=room, delimiters=delimiters, step=sampling.step + 1 + depth)

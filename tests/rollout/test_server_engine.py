@@ -75,6 +75,9 @@ def test_a_prompt_is_one_request_and_a_sample_depends_on_seed_step_and_index(mak
     assert [body["sampling_params"]["n"] for server in servers for body in groups_asked(server)].count(1) >= N
     with pytest.raises(RunFailed, match="60 tokens and 8 new ones pass the engine's 64"):
         engine.generate([Request(0, [9] * 60)], sampling())
+    engine.generate([Request(0, [9] * 60, 4), Request(1, [9] * 60, 3)], sampling())
+    last = [body for server in servers for body in groups_asked(server) if len(body["token_ids"]) == 60]
+    assert sorted(body["sampling_params"]["max_tokens"] for body in last) == [3, 4]
 
 
 FAULTS = {

@@ -148,6 +148,17 @@ def test_too_long_a_prompt_is_refused(pair):
         pair[1].generate([Request(0, [9] * 250)], sampling())
 
 
+def test_a_request_may_ask_for_less(pair):
+    """The samples of one are those of the other, as far as they go."""
+    policy, engine = pair
+    engine.sync(policy, 0)
+    prompts = [[9] * 250, [9] * 12]
+    (short, long) = engine.generate([Request(k, ids, 6 - 2 * k) for k, ids in enumerate(prompts)], sampling())
+    assert (len(short.response_ids) <= 6, len(long.response_ids) <= 4) == (True, True)
+    (whole,) = engine.generate([Request(1, prompts[1])], sampling())
+    assert whole.response_ids[: len(long.response_ids)] == long.response_ids
+
+
 @pytest.mark.parametrize("broken", ["layer", "stale", "head"])
 def test_a_broken_sync_stops_the_run(pair, broken, monkeypatch):
     from rlhfctl.rollout import vllm

@@ -9,7 +9,7 @@ import torch
 from rlhfctl.evaluation.answers import Answer
 from rlhfctl.evaluation.guided import _read_states, value_of
 from rlhfctl.rollout.delimiters import Delimiters
-from rlhfctl.rollout.types import Request, Rollout, Sampling
+from rlhfctl.rollout.types import Request, Rollout, Sampling, refuse_too_long
 from rlhfctl.search.beam import Beam, beam_search
 
 STOP, NEWLINE = 9, 8
@@ -77,6 +77,26 @@ def test_a_step_ends_at_its_delimiter_and_a_state_before_the_stop_token() -> Non
     assert [each.logprob for each in tree.candidates] == pytest.approx(logprobs)
     assert [each.score for each in tree.candidates] == pytest.approx([3.25, 0.0, 3.125, 2.25])
     assert tree.chosen == 2
+
+
+def test_no_more_is_asked_for_than_an_answer_may_still_hold() -> None:
+    """States of one depth differ in length: the room of the shortest is more than the context leaves the longest."""
+    asked: list[Request] = []
+
+    class Asked(Written):
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+            refuse_too_long(requests, sampling, 3 + 10)  # prompt and the longest answer: the context
+            asked.extend(requests)
+            return super().generate(requests, sampling)
+
+    first = [([1, 1, 1, NEWLINE], [-1.0] * 4), ([2, NEWLINE], [-1.0] * 2)]
+    second = [([3, STOP], [-1.0] * 2)] * 4
+    beam_search(
+        Asked([first, second]),  # type: ignore[arg-type]
+        [[5, 6, 7]], lambda made: [0.0] * len(made), Beam(2, 2, 0.0),
+        Sampling(10, 1.0, 1.0, (STOP,), 0, 0, 4096), DELIMITERS,
+    )  # fmt: skip
+    assert [each.room(10) for each in asked] == [10, 10, 6, 6, 8, 8]
 
 
 def test_answers_are_valued_at_their_steps_and_before_the_stop_token() -> None:
