@@ -48,7 +48,7 @@ def choose(
 ) -> None:
     """Fills the rows' states, and `chosen` where the search chooses."""
     if not isinstance(guide, ValueFunction):
-        _best_of_n(rows, _reward_scores(guide, rows), settings.alpha or 0.0)
+        _best_of_n(rows, _reward_scores(guide, rows, say), settings.alpha or 0.0)
         return
     alpha = settings.alpha if settings.alpha is not None else float(guide.facts.get("alpha", 0.0))
     read = [(row, answer) for row in rows for answer in (row.samples or [row.greedy])]
@@ -98,11 +98,20 @@ def _states(answer: Answer, values: Sequence[float], logistic: bool) -> list["St
     ]
 
 
-def _reward_scores(source: "ModelReward", rows: Sequence["Row"]) -> list[list[float]]:
+def _reward_scores(
+    source: "ModelReward", rows: Sequence["Row"], say: Callable[[str], None]
+) -> list[list[float]]:
+    """A sample without a score is taken only where no other of its prompt has one; that is told."""
     samples = [reward_sample(row.prompt.sample, answer.text) for row in rows for answer in row.samples]
     outcomes = source.score(samples)
-    if not any(outcome.status == "ok" for outcome in outcomes):
-        raise Refused(f"the reward model scored none of the samples: {outcomes[0].error}")
+    failed = [outcome.error for outcome in outcomes if outcome.score is None]
+    if len(failed) == len(outcomes):
+        raise Refused(f"the reward model scored none of the samples: {failed[0]}")
+    if failed:
+        say(
+            f"warning: the reward model scored {len(outcomes) - len(failed)} of {len(outcomes)} samples, and only they "
+            f"compete; first failure: {failed[0]}"
+        )
     scores = iter(-math.inf if outcome.score is None else outcome.score for outcome in outcomes)
     return [[next(scores) for _ in row.samples] for row in rows]
 

@@ -6,8 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rlhfctl.data.encode import PromptRow
+from rlhfctl.data.samples import Sample
 from rlhfctl.evaluation.answers import Answer
-from rlhfctl.evaluation.guided import _read_states, value_of
+from rlhfctl.evaluation.guided import _best_of_n, _read_states, _reward_scores, value_of
+from rlhfctl.evaluation.run import Row
+from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.rollout.delimiters import Delimiters
 from rlhfctl.rollout.types import Request, Rollout, Sampling, refuse_too_long
 from rlhfctl.search.beam import Beam, beam_search
@@ -114,3 +118,29 @@ def test_answers_are_valued_at_their_steps_and_before_the_stop_token() -> None:
     _read_states(model, SimpleNamespace(delimiters=DELIMITERS), [(row, answer) for answer in answers])  # type: ignore[arg-type]
     assert model.rows == [[6, 7, 1, NEWLINE, 2], [6, 7], [6, 7, 1, NEWLINE], [6, 7, 1, 2]]
     assert model.places == [[3, 4], [1], [3], [3]]
+
+
+def test_samples_that_a_reward_model_cannot_score_are_told() -> None:
+    """The others compete; of a prompt without any score the first sample stands."""
+    sample = Sample("a", [{"role": "user", "content": "q"}])
+    texts = [["x", "long", "yy"], ["long", "long"]]
+    rows = [
+        Row(PromptRow(sample, [1]), answer, samples)
+        for samples in [[Answer(text, [1], 1, False, 0.0, 1) for text in own] for own in texts]
+        for answer in samples[:1]
+    ]
+
+    def score(samples: list[dict[str, str]]) -> list[Outcome]:
+        return [
+            Outcome("error", error="too long")
+            if each["response"] == "long"
+            else Outcome("ok", len(each["response"]))
+            for each in samples
+        ]
+
+    said: list[str] = []
+    _best_of_n(rows, _reward_scores(SimpleNamespace(score=score), rows, said.append), 0.0)  # type: ignore[arg-type]
+    assert [row.chosen and row.chosen.text for row in rows] == ["yy", "long"]
+    assert said == [
+        "warning: the reward model scored 2 of 5 samples, and only they compete; first failure: too long"
+    ]
