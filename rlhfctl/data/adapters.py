@@ -64,7 +64,7 @@ def _without_none(value: Any) -> Any:
 
 def _messages(rest: Row) -> tuple[list[Message], str | None, Any]:
     column = first_of(rest, MESSAGES_COLUMNS, "messages")
-    return messages_from(rest.pop(column), column), None, rest.pop("label", None)
+    return with_system(messages_from(rest.pop(column), column), rest), None, rest.pop("label", None)
 
 
 def _sharegpt(rest: Row) -> tuple[list[Message], str | None, Any]:
@@ -118,7 +118,7 @@ def _hh_transcript(rest: Row) -> tuple[list[Message], str | None, Any]:
 def _qa(rest: Row) -> tuple[list[Message], str | None, Any]:
     question, label, worked = question_parts(rest)
     response = response_text(worked if isinstance(worked, (str, list, dict)) else str(worked), "answer")
-    return [{"role": "user", "content": question}], response, label
+    return with_system([{"role": "user", "content": question}], rest), response, label
 
 
 def first_of(rest: Row, columns: tuple[str, ...], format: str) -> str:

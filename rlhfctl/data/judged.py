@@ -71,7 +71,12 @@ def _preference(rest: Row, separator: str) -> Judged:
     given = [rest.pop(column) for column in columns]
     if all(_is_conversation(value) for value in given):
         better, worse = (messages_from(value, column) for value, column in zip(given, columns, strict=True))
-        rest.pop("prompt", None)  # repeated inside both
+        repeated = isinstance(rest.get("prompt"), str) and better[0]["role"] != "assistant"
+        if repeated or not rest.get("prompt"):
+            rest.pop("prompt", None)
+        else:
+            prompt = _prompt(rest)
+            better, worse = _behind(prompt, better, columns[0]), _behind(prompt, worse, columns[1])
         return _pair(better, worse, rest)
     prompt = _prompt(rest)
     sides: list[list[Message]] = [
@@ -81,6 +86,19 @@ def _preference(rest: Row, separator: str) -> Judged:
     return _pair(sides[0], sides[1], rest)
 
 
+def _behind(prompt: list[Message], side: list[Message], column: str) -> list[Message]:
+    """The conversation with its prompt: repeated inside it, but for a system message, or left out of it."""
+    asked, held = ([(m["role"], (m["content"] or "").strip()) for m in each] for each in (prompt, side[:-1]))
+    above = next((place for place, (role, _) in enumerate(held) if role != "system"), len(held))
+    if asked in (held[: len(asked)], held[above : above + len(asked)]):
+        return side
+    if asked[0][0] == "system" and held[: len(asked) - 1] == asked[1:]:
+        return [prompt[0], *side]
+    if side[0]["role"] == "assistant":
+        return [*prompt, *side]
+    raise BadRow(f"{column} does not begin with its prompt")
+
+
 def _hh_transcript(rest: Row, separator: str) -> Judged:
     if missing := [column for column in ("chosen", "rejected") if column not in rest]:
         raise BadRow(f"has no {missing[0]}: one transcript alone says nothing about which is better")
@@ -88,6 +106,7 @@ def _hh_transcript(rest: Row, separator: str) -> Judged:
 
 
 def _pair(better: list[Message], worse: list[Message], rest: Row) -> Judged:
+    worse, better = with_system(worse, dict(rest)), with_system(better, rest)
     for name, side in (("chosen", better), ("rejected", worse)):
         if side[-1]["role"] != "assistant" or not (side[-1]["content"] or "").strip():
             raise BadRow(f"{name} does not end with an assistant's text")

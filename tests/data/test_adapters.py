@@ -107,6 +107,16 @@ def test_a_response_with_tool_calls_or_reasoning_keeps_them() -> None:
         adapt({"instruction": "i", "output": {**BOT, "tool_calls": [{"x": 1}]}}, "alpaca")
 
 
+@pytest.mark.parametrize(
+    ("row", "format"),
+    [({"messages": [USER]}, "messages"), ({"question": USER["content"], "answer": "1"}, "qa")],
+)
+def test_a_system_column_is_the_system_message(row: dict[str, Any], format: str) -> None:
+    sample = adapt({"system": "own", **row}, format, system="recipe")
+    assert sample.messages == [{"role": "system", "content": "own"}, USER]
+    assert sample.metadata == {}
+
+
 def test_system_of_the_recipe_does_not_replace_the_rows_own() -> None:
     row = {"messages": [{"role": "system", "content": "own"}, USER]}
     assert adapt(row, "messages", system="recipe").messages[0]["content"] == "own"

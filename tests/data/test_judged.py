@@ -50,6 +50,38 @@ def test_preference_in_all_its_forms(row: dict[str, Any]) -> None:
     assert both(row, system="s") == ([system, USER, GOOD], [system, USER, BAD])
 
 
+SYSTEM = {"role": "system", "content": "s"}
+LOOK, FOUND = {"role": "assistant", "content": "look it up"}, {"role": "tool", "content": "found"}
+
+
+@pytest.mark.parametrize(
+    ("row", "before"),
+    [
+        (
+            {"prompt": [USER], "chosen": [LOOK, FOUND, GOOD], "rejected": [LOOK, FOUND, BAD]},
+            [USER, LOOK, FOUND],
+        ),
+        ({"prompt": "q", "chosen": [LOOK, USER, GOOD], "rejected": [LOOK, USER, BAD]}, [USER, LOOK, USER]),
+        ({"prompt": [SYSTEM, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, [SYSTEM, USER]),
+        ({"prompt": [USER], "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}, [SYSTEM, USER]),
+        ({"system": "s", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, [SYSTEM, USER]),
+        ({"system": "s", "chosen_messages": [USER, GOOD], "rejected_messages": [USER, BAD]}, [SYSTEM, USER]),
+        ({"system": "s", "prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, [SYSTEM, USER]),
+    ],
+)
+def test_whole_conversations_have_their_prompt_and_system_message(
+    row: dict[str, Any], before: list[dict[str, Any]]
+) -> None:
+    assert both(row) == ([*before, GOOD], [*before, BAD])
+    assert adapt_judged(row, "preference").metadata == {}
+
+
+def test_a_conversation_that_goes_on_from_another_prompt() -> None:
+    other = {"role": "user", "content": "another question"}
+    with pytest.raises(BadRow, match="chosen does not begin with its prompt"):
+        both({"prompt": [other, LOOK, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]})
+
+
 def test_margin_metadata_and_id() -> None:
     row = {"id": 7, "prompt": "q", "chosen": "a", "rejected": "b", "margin": 2, "model": "x", "label": "l"}
     sample = adapt_judged(row, "preference")
