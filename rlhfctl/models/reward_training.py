@@ -30,7 +30,7 @@ from rlhfctl.models.unread import refuse_unread
 from rlhfctl.models.value_head import find_head
 from rlhfctl.recipe.sections import Policy
 
-HEAD = "score.weight"
+HEAD, BIAS = "score.weight", "score.bias"
 
 
 def load_for_training(policy: Policy, head: str, device: torch.device, seed: int) -> tuple[nn.Module, str]:
@@ -69,7 +69,7 @@ def load_for_training(policy: Policy, head: str, device: torch.device, seed: int
             origin, told = found.weight, f"the checkpoint's {found.name}{without}"
         model, report = load_classifier(path, dtype, options)
         refuse_incomplete(str(policy.path), without_head(report))
-        refuse_unread(str(policy.path), model, report)
+        refuse_unread(str(policy.path), model, without_head(report))
     layer: Any = getattr(model, "score", None)
     if not isinstance(layer, nn.Linear) or getattr(layer, "bias", None) is not None:
         raise Refused(
@@ -94,8 +94,8 @@ def without_head(report: dict[str, Any]) -> dict[str, Any]:
     def name(key: Any) -> str:
         return str(key[0] if isinstance(key, tuple) else key)
 
-    lists = ("missing_keys", "mismatched_keys")
-    return {key: [k for k in report.get(key, ()) if name(k) != HEAD] for key in lists}
+    lists = ("missing_keys", "mismatched_keys", "unexpected_keys")
+    return {key: [k for k in report.get(key, ()) if name(k) not in (HEAD, BIAS)] for key in lists}
 
 
 def set_head(layer: nn.Linear, origin: Tensor | None, head: str, seed: int) -> None:
