@@ -109,12 +109,14 @@ def restore(
     if not ctx.resume:
         return None
     directory = newest_sound(ctx)
-    if directory is None:
+    if directory is None and not ctx.first:
         ctx.say("no checkpoint to resume from: starting at step 0")
         _forget_after(ctx, -1)  # the evaluation before the first step is made again
         return None
-    state: dict[str, Any] = json.loads((directory / "trainer.json").read_text())
-    if 0 < state["step"] <= ctx.first:
+    state: dict[str, Any] = {}
+    if directory is not None:
+        state = json.loads((directory / "trainer.json").read_text())
+    if directory is None or 0 < state["step"] <= ctx.first:
         ctx.say(f"resuming from the model of the phase before (step {ctx.first})")
         _forget_after(ctx, ctx.first)
         return None

@@ -4,10 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlhfctl.errors import RunFailed
 from rlhfctl.launch.same_run import compare_runs
+from rlhfctl.recipe.load import load_recipe
 from rlhfctl.run_dir import RunDir, flaw
+from rlhfctl.trainers.checkpoint import restore
+from rlhfctl.trainers.context import Phase, RunContext
 
 Train = Callable[..., RunDir]
 
@@ -40,6 +44,21 @@ def test_the_newest_is_damaged(train: Train) -> None:
         "step_000004.damaged",
         "step_000006",
     ]
+
+
+def test_a_later_phase_without_checkpoints_keeps_what_the_phase_before_logged(tmp_path: Path) -> None:
+    """Its start lies in the phase's model: the checkpoints may have been removed for their room."""
+    run = RunDir(tmp_path)
+    lines = [f'{{"step": {step}}}\n' for step in range(6)]
+    for first, kept, told in ((3, 4, "the phase before (step 3)"), (0, 0, "starting at step 0")):
+        run.metrics.write_text("".join(lines))
+        said: list[str] = []
+        recipe = load_recipe("quickstart/sft").recipe
+        phase = Phase(2 if first else 1, first, None)
+        ctx = RunContext(recipe, run, 0, 1, torch.device("cpu"), True, 2, lambda: None, said.append, phase)
+        assert restore(ctx, {}, {}) is None
+        assert run.metrics.read_text() == "".join(lines[:kept])
+        assert said[0].endswith(told)
 
 
 def test_all_are_damaged(train: Train) -> None:
