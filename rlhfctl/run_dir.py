@@ -98,9 +98,14 @@ class RunDir:
         return self.path / "logs"
 
     def create(self) -> None:
-        """Make the directory; UsageError where the path is a file or cannot be made."""
+        """Make the directory; UsageError where the path is a file, cannot be made or cannot be written to."""
         if not self.claim() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file: give --run-dir a directory")
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise UsageError(
+                f"cannot write to the run directory {self.path}: it is read-only for this user; make it writable, or "
+                "give another --run-dir"
+            )
 
     def claim(self) -> bool:
         """Make the directory, for this process alone; False where something of its name is there already."""

@@ -49,6 +49,14 @@ def test_a_file_or_a_missing_directory(tmp_path: Path) -> None:
     assert not RunDir(tmp_path / "absent").is_used()
 
 
+def test_a_directory_that_is_read_only(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.create()
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != run.path and real(path, mode))
+    with pytest.raises(UsageError, match="cannot write to the run directory"):
+        run.create()
+
+
 def test_default_directories_never_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = []
