@@ -65,31 +65,36 @@ def sampled(
     allowed = getattr(getattr(ctx.recipe, "reward", None), "max_failures", 0)
     for number, start in enumerate(pieces):
         file = directory / f"{number:04d}.jsonl"
-        if not file.is_file():
+        kept = file.is_file()
+        if kept:
+            lines = file.read_text().splitlines()
+        else:
             mine = range(start + ctx.rank, min(start + PIECE, len(asked)), ctx.world)
             requests = [Request(index, asked[index].ids) for index in mine]
             found = judge(
                 [asked[index] for index in mine],
                 answerer.engine.generate(requests, answerer.sampling(False, step)),
             )
-            lines = gather_lists(
+            made = gather_lists(
                 [
                     (index, json.dumps({**each.record(), "ids": each.ids}))
                     for index, each in zip(mine, found, strict=True)
                 ]
             )
-            if ctx.rank == 0:
-                directory.mkdir(parents=True, exist_ok=True)
-                write_text(file, "".join(f"{line}\n" for _, line in sorted(lines)))
-            barrier()
-            ctx.say(f"{what}: {min(start + PIECE, len(asked))} of {len(asked)} samples")
-        answers += [Answer(**json.loads(line)) for line in file.read_text().splitlines()]
+            lines = [line for _, line in sorted(made)]
+        answers += [Answer(**json.loads(line)) for line in lines]
         failed = [each.failure for each in answers if each.correct is None or each.reward is None]
-        if len(failed) > allowed:
+        if len(failed) > allowed:  # the piece is not kept: a resume judges its samples again
             raise RunFailed(
                 f"{len(failed)} samples could not be judged, {allowed} allowed (reward.max_failures); "
                 f"first: {failed[0]}"
             )
+        if not kept:
+            if ctx.rank == 0:
+                directory.mkdir(parents=True, exist_ok=True)
+                write_text(file, "".join(f"{line}\n" for line in lines))
+            barrier()
+            ctx.say(f"{what}: {min(start + PIECE, len(asked))} of {len(asked)} samples")
         signum = any_rank(ctx.stop_signal() or 0)
         if signum:
             raise Interrupted(signum, f"interrupted while it samples ({what}); continue with --resume")
