@@ -1,11 +1,12 @@
 """Which directory a run gets: a new one, or the one it continues in. Nothing is written here."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhfctl.errors import UsageError
-from rlhfctl.run_dir import RunDir, default_for
+from rlhfctl.run_dir import RunDir, default_for, is_complete
 
 if TYPE_CHECKING:
     from rlhfctl.recipe.tasks import AnyRecipe
@@ -110,10 +111,21 @@ def check_changes(run: RunDir, before: "AnyRecipe", after: "AnyRecipe") -> dict[
             f"resume it as it is (rlhfctl {before.task} --resume --run-dir {shlex.quote(str(run.path))}), "
             "or start a new run in another --run-dir"
         )
-    newest = run.newest_checkpoint()
-    reached = run.checkpoint_step(newest) if newest else 0
-    if after.train.steps is not None and "train.steps" in differ and after.train.steps < reached:
+    reached, first = where_it_is(run)
+    if after.train.steps is not None and "train.steps" in differ and after.train.steps < reached - first:
+        phase = f", {reached - first} of its phase" if first else ""
         raise UsageError(
-            f"train.steps={after.train.steps}: the run in {run.path} is at step {reached} already"
+            f"train.steps={after.train.steps}: the run in {run.path} is at step {reached} already{phase}"
         )
     return differ
+
+
+def where_it_is(run: RunDir) -> tuple[int, int]:
+    """The step of the newest checkpoint, and the one that its phase began at: train.steps counts those of one phase."""
+    newest = run.newest_checkpoint()
+    reached = run.checkpoint_step(newest) if newest else 0
+    ends = [0]
+    for model in (run.warmup, *run.path.glob("rounds/*/policy")):
+        if is_complete(model):
+            ends.append(int(json.loads((model / "phase.json").read_text())["step"]))
+    return reached, max(end for end in ends if end <= reached)

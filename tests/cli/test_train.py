@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rlhfctl.cli.run_rules import new_run
+from rlhfctl.cli.run_rules import check_changes, new_run
 from rlhfctl.errors import UsageError
 from rlhfctl.recipe.load import load_recipe, read_resolved
 from rlhfctl.run_dir import RunDir
@@ -179,6 +179,24 @@ def test_a_resume_that_is_refused_changes_nothing_for_the_next_one(
     ended = cli("sft", "--resume", "--run-dir", "r", "train.steps=5")
     assert "changed: train.steps 3 -> 5" in ended.err
     assert "done at step 5" in ended.err
+
+
+def test_steps_are_those_of_one_phase(tmp_path: Path) -> None:
+    """Ten steps of warm-up and five of the second phase: that phase may still end after six."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    run.commit_checkpoint(15, lambda place: (place / "trainer.json").write_text("{}"))
+    before = load_recipe("quickstart/reft", ["train.steps=100"]).recipe
+
+    def resumed(steps: int) -> dict[str, str]:
+        return check_changes(run, before, load_recipe("quickstart/reft", [f"train.steps={steps}"]).recipe)
+
+    with pytest.raises(UsageError, match=r"is at step 15 already$"):  # all of them in the first phase
+        resumed(14)
+    run.commit_phase(run.warmup, lambda place: (place / "phase.json").write_text('{"step": 10}'))
+    assert resumed(6) == {"train.steps": "100 -> 6"}
+    with pytest.raises(UsageError, match=r"is at step 15 already, 5 of its phase$"):
+        resumed(4)
 
 
 @pytest.mark.parametrize(
