@@ -4,6 +4,7 @@ Anything else that escapes is a bug: exit 1, and the traceback goes to the log.
 """
 
 import errno
+import os
 from pathlib import Path
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -78,6 +79,13 @@ def impossible_path(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or error.errno not in NO_PATH:
         return None
     return f"{error.filename or 'a path'} cannot be a file or a directory: {NO_PATH[error.errno]}"
+
+
+def closed_path(error: BaseException) -> str | None:
+    """The sentence for a path in a directory that is closed to this user; None for any other error."""
+    if not isinstance(error, PermissionError) or error.filename is None:
+        return None
+    return f"{os.fsdecode(error.filename)} is closed to this user: permission denied"
 
 
 def unwritable(path: Path, error: OSError) -> RlhfctlError:

@@ -20,7 +20,7 @@ from rlhfctl.cli.recipes import recipes
 from rlhfctl.cli.report import report
 from rlhfctl.cli.serve_rm import serve_rm
 from rlhfctl.cli.train import oreo, ppo, reft, rm, sft
-from rlhfctl.errors import RlhfctlError, impossible_path, is_disk_full
+from rlhfctl.errors import RlhfctlError, closed_path, impossible_path, is_disk_full
 from rlhfctl.streams import give_up, write
 
 SECTIONS = {
@@ -174,7 +174,7 @@ def run(argv: list[str]) -> int:
         show_traceback(console)
         if (full := disk_full(error)) is not None:
             return console.finish(UNABLE, message=full)
-        if (sentence := impossible_path(error)) is not None:
+        if (sentence := impossible_path(error) or closed_path(error)) is not None:
             return console.finish(USAGE, message=sentence)
         return console.finish(FAILED, message=bug(error))
 

@@ -27,13 +27,13 @@ def shared_prompts(samples: Sequence[Sample], others: Sequence[Sample]) -> int:
 
 
 def overlapping(samples: Sequence[Sample], trained_on: Sequence[DataSource]) -> int:
-    """How many of the samples have a prompt that the training data has. A file that is gone is left out."""
+    """How many of the samples have a prompt that the training data has. A file that is gone or closed is left out."""
     seen: set[str] = set()
     for source in trained_on:
         for judged in (False, True):
             try:
                 seen.update(key(sample) for sample in load_samples([source], 10**9, judged).samples)
                 break
-            except RlhfctlError:
+            except (RlhfctlError, PermissionError):
                 continue
     return sum(key(sample) in seen for sample in samples)

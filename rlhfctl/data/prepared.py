@@ -186,15 +186,14 @@ def preparation(
 def cache_directory() -> Path | None:
     """The directory of the rows, made where it was not there; None where nothing is kept, or where another user could
     put files into it."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rlhfctl"
-    given = os.environ.get("RLHFCTL_CACHE", str(home))
+    given = os.environ.get("RLHFCTL_CACHE", f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/rlhfctl")
     if not given:
         return None
-    directory = Path(given).expanduser() / "rows"
     try:
+        directory = Path(given).expanduser() / "rows"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.stat()
-    except OSError:
+    except (OSError, RuntimeError):  # the latter: a user without HOME and without an entry in /etc/passwd
         return None
     return directory if found.st_uid == os.getuid() and not found.st_mode & 0o022 else None
 

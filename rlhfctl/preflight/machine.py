@@ -96,7 +96,7 @@ def tracking_findings(inputs: Inputs) -> list[Finding]:
     """X020: W&B online, and nothing that it could log in with; asked for in the middle of a launch it would hang."""
     wandb = inputs.recipe.tracking.wandb
     keys = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    netrc = Path(os.path.expanduser(os.environ.get("NETRC", "~/.netrc")))
     if wandb is None or wandb_mode(wandb) != "online" or netrc.is_file() or any(map(os.environ.get, keys)):
         return []
     return [

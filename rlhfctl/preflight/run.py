@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhfctl.errors import RlhfctlError
+from rlhfctl.errors import RlhfctlError, UsageError, closed_path
 from rlhfctl.preflight import (
     data,
     engine,
@@ -119,16 +119,10 @@ def run_check(name: str, check: Callable[[Inputs], Iterable[Finding]], inputs: I
     except NotThere as reason:
         findings.append(Finding("C001", "info", f"{name}: not (wholly) checked", str(reason)))
     except RlhfctlError as error:
-        findings.append(
-            Finding(
-                "C002",
-                "error",
-                f"{name}: what it needs cannot be read",
-                error.message,
-                exit_code=error.exit_code,
-            )
-        )
+        findings.append(unreadable(name, error.message, error.exit_code))
     except Exception as error:  # a bug in a check must not hide the other checks' findings
+        if (sentence := closed_path(error)) is not None:
+            return [*findings, unreadable(name, sentence, UsageError.exit_code)]
         place = traceback.extract_tb(error.__traceback__)[-1]
         if os.environ.get("RLHFCTL_DEBUG", "") not in ("", "0"):
             write(sys.stderr, traceback.format_exc())
@@ -143,3 +137,7 @@ def run_check(name: str, check: Callable[[Inputs], Iterable[Finding]], inputs: I
             )
         )
     return findings
+
+
+def unreadable(name: str, cause: str, exit_code: int) -> Finding:
+    return Finding("C002", "error", f"{name}: what it needs cannot be read", cause, exit_code=exit_code)

@@ -209,7 +209,7 @@ def storage_rows() -> list[Row]:
         small = size < LITTLE_SHM
         fix = "start the container with --shm-size 8g (NCCL and vLLM use it)" if small else ""
         rows.append(Row("warn" if small else "ok", "shm", gib(size), fix))
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    home = Path(os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"))
     for name, path in (("temporary files", Path(tempfile.gettempdir())), ("hub cache", home)):
         place = next((each for each in (path, *path.parents) if each.exists()), Path("/"))
         if os.access(place, os.W_OK):

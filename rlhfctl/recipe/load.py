@@ -68,6 +68,8 @@ def dump(recipe: AnyRecipe) -> str:
 
 def read_source(source: str) -> tuple[str, Path | None]:
     if source == "-":
+        if sys.stdin is None:
+            raise UsageError("standard input is closed: give it a recipe, or name one")
         return decode(sys.stdin.buffer.read(), STDIN), None
     path = Path(source)
     if path.is_dir() and not shipped_path(source):

@@ -466,6 +466,17 @@ def test_one_broken_check_does_not_hide_the_others(chains: Path) -> None:
     assert Report(found).exit_code == 1
 
 
+def test_a_check_that_may_not_look_is_no_bug(chains: Path) -> None:
+    def closed(inputs: Inputs) -> Any:
+        yield Finding("D004", "info", "found before")
+        raise PermissionError(13, "Permission denied", "theirs/model")
+
+    found = run_check("model", closed, Inputs(TASKS["sft"].model_validate(sft(chains)), None, False))
+    assert [finding.id for finding in found] == ["D004", "C002"]
+    assert found[1].detail == "theirs/model is closed to this user: permission denied"
+    assert Report(found).exit_code == 2
+
+
 def test_exit_codes_of_several_findings() -> None:
     def finding(exit_code: int, severity: Any = "error", handled: bool = False) -> Finding:
         return Finding("X", severity, "t", exit_code=exit_code, handled=handled)
