@@ -34,7 +34,7 @@ class Loaded:
 
     def place(self, key: str) -> str | None:
         """`file:line:column` (or the override) that gave a dotted key, or the section around it."""
-        path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        path = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
         place = self.tree.place(path)
         return str(place) if place else None
 
@@ -142,6 +142,9 @@ def read_tree(text: str, path: Path | None, problems: list[Problem], chain: list
 
 def find_base(name: str, path: Path | None) -> Path | None:
     """Beside the recipe that extends it, in the current directory, or shipped."""
+    if "\0" in name:
+        return None
+    name = os.path.expanduser(name)
     beside = [path.parent / name] if path else []
     return next((found for found in [*beside, Path(name)] if found.is_file()), shipped_path(name))
 

@@ -52,7 +52,7 @@ def open_path(tree: Tree, parts: list[str]) -> Path | str:
     for number, part in enumerate(parts):
         before = ".".join(parts[:number])
         if isinstance(current, list):
-            if not part.isdigit():
+            if not part.isdecimal():
                 return f"{before} is a list: its items are {before}.0, {before}.1, ..."
             step: str | int = int(part)
             if int(part) > len(current):
@@ -64,7 +64,7 @@ def open_path(tree: Tree, parts: list[str]) -> Path | str:
         path.append(step)
         if number == len(parts) - 1:
             return tuple(path)
-        current = enter(current, step, [] if parts[number + 1].isdigit() else {})
+        current = enter(current, step, [] if parts[number + 1].isdecimal() else {})
     return tuple(path)
 
 

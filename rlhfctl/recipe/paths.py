@@ -66,7 +66,9 @@ def fault(value: str) -> str | None:
         return "an empty path: name a file or directory, or leave the key out"
     try:
         os.stat(os.path.expanduser(value))
-    except (OSError, ValueError) as error:
+    except ValueError:
+        return f"{value!r} cannot be a file or a directory: it holds a character that no name has"
+    except OSError as error:
         return impossible_path(error)
     return None
 

@@ -173,7 +173,7 @@ class Reader:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.complain("a key must be a name, not a list or a mapping", key_node.start_mark, path)
                 continue
-            key = key_node.value
+            key = self.whole(key_node, path)
             inner = (*path, key)
             if key in built:
                 first = self.document.keys[inner]
@@ -193,7 +193,7 @@ class Reader:
     def scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         kind, text = node.tag.removeprefix(TAG), node.value
         if kind in ("str", "!"):
-            return text
+            return self.whole(node, path)
         if kind == "null" and NULL.match(text):
             return None
         if kind == "bool" and BOOL.match(text):
@@ -209,6 +209,14 @@ class Reader:
                 f"the tag {shown_tag(node.tag)} is not part of YAML's core schema", node.start_mark, path
             )
         return None
+
+    def whole(self, node: yaml.ScalarNode, path: Path) -> str:
+        """A text with surrogate pairs, as JSON writes characters (`"\\ud83d\\ude00"`), joined to what they mean."""
+        try:
+            return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            self.complain("half of a surrogate pair is no character", node.start_mark, path)
+            return ""
 
 
 def shown_tag(tag: str) -> str:

@@ -153,6 +153,14 @@ def test_extends_a_shipped_recipe(recipe_file: Write) -> None:
     assert (recipe.algorithm.kl_coef, recipe.algorithm.ppo_epochs) == (0.2, 2)
 
 
+def test_extends_from_the_home_directory(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = recipe_file(name="base.yaml")
+    monkeypatch.setenv("HOME", str(base.parent))
+    child = recipe_file("extends: ~/base.yaml\nname: child\n", "child.yaml")
+    monkeypatch.chdir("/")
+    assert load_recipe(str(child)).recipe.name == "child"
+
+
 def test_extends_goes_wrong(recipe_file: Write) -> None:
     recipe_file("extends: b.yaml\n", "a.yaml")
     recipe_file("extends: a.yaml\n", "b.yaml")
@@ -246,6 +254,9 @@ def test_overrides_reach_every_kind_of_key(recipe_file: Write) -> None:
         ("data.train.0.format=alpacca", "did you mean alpaca?"),
         ("data.train.3.path=x", "data.train has 1 item: there is no data.train.3"),
         ("data.train.path=x", "data.train is a list: its items are data.train.0, data.train.1, ..."),
+        ("data.train.\u00b2.path=x", "data.train is a list: its items are data.train.0, data.train.1, ..."),
+        ('data.train.0.path="a\\0b"', "it holds a character that no name has"),
+        ('launch.hostfile="a\\0b"', "launch.hostfile: 'a\\x00b' cannot be a file or a directory"),
         ("data.train=[]", "data.train must be a list of 1 or more, not an empty list"),
         ("name.x=1", "name is a value, not a section: it has no x"),
         ("seed.x=1", "seed must be an integer, not a section"),

@@ -1,5 +1,6 @@
 """YAML 1.2: what PyYAML reads otherwise, places, duplicates, and a dump that both YAML versions read back."""
 
+import json
 import math
 
 import pytest
@@ -51,6 +52,19 @@ def test_core_schema(text: str, value: object) -> None:
     read = parse(text, "f").value
     assert read == value
     assert type(read) is type(value)
+
+
+def test_surrogate_pairs_are_the_characters_that_json_means() -> None:
+    text = json.dumps({"\U0001f600": ["a\U0001f600b", "plain"]})
+    assert "\\ud83d\\ude00" in text
+    document = parse(text, "r.json")
+    assert document.value == {"\U0001f600": ["a\U0001f600b", "plain"]}
+    assert document.problems == []
+    half = parse('name: "\\ud800"\n"\\udc00": 1\n', "r.yaml")
+    assert [(problem.message, str(problem.place)) for problem in half.problems] == [
+        ("half of a surrogate pair is no character", "r.yaml:1:7"),
+        ("half of a surrogate pair is no character", "r.yaml:2:1"),
+    ]
 
 
 def test_places_count_from_one_and_name_keys_and_values() -> None:
