@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from rlhfctl.cli.options import PATHS_OF
+
 Candidate = tuple[str, str]
 
 # The values of each command's options, "": of rlhfctl itself. What a command accepts is checked where it is read.
@@ -27,19 +29,19 @@ VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 TRAINING = ("sft", "rm", "ppo", "reft", "oreo")
-PATHS_OF = ("FILE", "DIR", "F", "JSON")  # metavars of options that take a path
-SPECIAL = re.compile(r"""([\s'"\\$&;|<>()*?\[\]{}!#`~])""")
+SPECIAL = re.compile(r"""([\s'"\\$&;|<>()*?\[\]{}!#`])""")
+SPECIAL_IN_QUOTES = {"'": re.compile("(?!)()"), '"': re.compile(r'(["$`\\])')}  # single quotes: nothing is
 
 
 def complete(cli: Any, shell: str, argv: list[str]) -> int:
     """Print the candidates; nothing on any failure: a shell must not show a traceback for a TAB."""
     try:
-        typed = split_line(os.environ.get("COMP_LINE", ""))[1:] if shell == "bash" else argv
+        line = os.environ.get("COMP_LINE", "")
+        typed = split_line(line)[1:] if shell == "bash" else argv
         words = typed or [""]
         found = [each for each in candidates(cli, words[:-1], words[-1]) if each[0].startswith(words[-1])]
         if shell == "bash":
-            kept = torn_off(words[-1], os.environ.get("COMP_WORDBREAKS", "=:"))
-            lines = [SPECIAL.sub(r"\\\1", value)[len(SPECIAL.sub(r"\\\1", kept)) :] for value, _ in found]
+            lines = [inserted(value, words[-1], line) for value, _ in found]
         else:
             lines = [f"{value}\t{help}".rstrip("\t") for value, help in found]
         sys.stdout.write("".join(f"{line}\n" for line in lines))
@@ -60,6 +62,32 @@ def split_line(line: str) -> list[str]:
             continue
         return [*words, ""] if not closing and line[-1:].isspace() else words
     return line.split(" ")
+
+
+def inserted(value: str, typed: str, line: str) -> str:
+    """What bash puts in the place of the word it sees: that begins behind an open quote, or behind the last = or :."""
+    start = open_quote(line)
+    if start is not None:
+        before = "" if line[start - 1].isspace() else split_line(line[:start])[-1]
+        return SPECIAL_IN_QUOTES[line[start]].sub(r"\\\1", value[len(before) :])
+    kept = torn_off(typed, os.environ.get("COMP_WORDBREAKS", "=:"))
+    escaped = SPECIAL.sub(r"\\\1", value)[len(SPECIAL.sub(r"\\\1", kept)) :]
+    return f"\\{escaped}" if value.startswith("~") and not typed.startswith("~") else escaped
+
+
+def open_quote(line: str) -> int | None:
+    """Where the quote stands that is still open at the end of the line."""
+    quote, place, skip = "", 0, False
+    for index, char in enumerate(line):
+        if skip:
+            skip = False
+        elif char == "\\" and quote != "'":
+            skip = True
+        elif quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote, place = char, index
+    return place if quote else None
 
 
 def torn_off(word: str, breaks: str) -> str:

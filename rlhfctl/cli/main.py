@@ -16,6 +16,7 @@ from rlhfctl.cli.doctor import doctor
 from rlhfctl.cli.evaluate import evaluate
 from rlhfctl.cli.exit_codes import DONE, FAILED, INTERRUPTED, TERMINATED, UNABLE, USAGE
 from rlhfctl.cli.inspect_template import inspect_template
+from rlhfctl.cli.options import PATHS_OF
 from rlhfctl.cli.recipes import recipes
 from rlhfctl.cli.report import report
 from rlhfctl.cli.serve_rm import serve_rm
@@ -55,6 +56,10 @@ class Command(TyperCommand):
         console.verbose |= ctx.params["verbose"]
         if console.verbose:
             os.environ["RLHFCTL_DEBUG"] = "1"
+        for param in self.params:  # no shell expands the ~ of --run-dir=~/a
+            given = ctx.params.get(param.name or "")
+            if param.metavar in PATHS_OF and str(given).startswith("~"):
+                ctx.params[param.name or ""] = type(given)(os.path.expanduser(str(given)))
         return super().invoke(ctx)
 
 

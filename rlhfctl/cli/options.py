@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+PATHS_OF = ("FILE", "DIR", "F", "JSON")  # metavars of options that take a path
+
 RecipeArgument = Annotated[
     str | None,
     typer.Argument(metavar="RECIPE", hidden=True),

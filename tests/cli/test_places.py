@@ -93,3 +93,13 @@ def test_a_recipe_from_a_standard_input_that_is_closed(tmp_path: Path) -> None:
     done = subprocess.run(argv, shell=True, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, json.loads(done.stdout)["status"]) == (2, "invalid")
     assert done.stderr == "standard input is closed: give it a recipe, or name one\n"
+
+
+def test_a_tilde_that_no_shell_expands(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    argv = [*COMMAND, "sft", "mine.yaml", "-n", "--run-dir=~/runs/a", "--json"]
+    env = {**os.environ, "HOME": str(tmp_path / "home")}
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert json.loads(done.stdout)["run_dir"] == f"{tmp_path}/home/runs/a"
+    assert (tmp_path / "home/runs/a/preflight.json").is_file()
+    assert not (tmp_path / "~").exists()

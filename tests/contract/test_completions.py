@@ -127,6 +127,12 @@ def line_of(shown: str) -> str:
     return found[1]
 
 
+TILDES = [
+    ("rlhfctl sft ~/work/mine/fi", "rlhfctl sft ~/work/mine/first.yaml "),
+    ("rlhfctl ppo --run-dir ~/work/mi", "rlhfctl ppo --run-dir ~/work/mine/"),
+]
+
+
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
@@ -167,6 +173,14 @@ def line_of(shown: str) -> str:
         ("rlhfctl ppo --resume --run-dir done/", "rlhfctl ppo --resume --run-dir done/first "),
         ("rlhfctl ppo x tracking.wandb.mode=o", "rlhfctl ppo x tracking.wandb.mode=o"),
         ("rlhfctl ppo x tracking.wandb.mode=of", "rlhfctl ppo x tracking.wandb.mode=offline "),
+        *TILDES,
+        (
+            "rlhfctl ppo x data.train.0.path=~/work/mine/n",
+            "rlhfctl ppo x data.train.0.path=~/work/mine/notes.txt ",
+        ),
+        ("rlhfctl ppo x 'data.train.0.path=wi", "rlhfctl ppo x 'data.train.0.path=with space.jsonl' "),
+        ("rlhfctl ppo x data.train.0.path='wi", "rlhfctl ppo x data.train.0.path='with space.jsonl' "),
+        ('rlhfctl ppo x data.train.0.path="with s', 'rlhfctl ppo x data.train.0.path="with space.jsonl" '),
     ],
 )
 def test_bash(bash: Complete, typed: str, line: str) -> None:
@@ -239,6 +253,7 @@ ZSH_CASES = [
     ("rlhfctl recipes schema p", "rlhfctl recipes schema ppo "),
     ("rlhfctl report done/f", "rlhfctl report done/first "),
     ("rlhfctl eval done/first --verifier pr", "rlhfctl eval done/first --verifier program_answer "),
+    *TILDES,
 ]
 
 
