@@ -30,7 +30,7 @@ def evaluate(
     delimiter: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="What ends a step.  [\\n]")
     ] = None,
-    max_steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of a beam.")] = 20,
+    max_steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Steps of a beam (20).")] = None,
     temperature: Annotated[float | None, typer.Option(metavar="T", help="Of samples.  [1]")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Longest answer.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Of samples.")] = 0,

@@ -138,7 +138,7 @@ def _beams(
         answerer.engine,
         prompts,
         value_of(model, prompts, answerer.encoder.stop_ids),
-        Beam(settings.samples, settings.max_steps, alpha),
+        Beam(settings.samples, settings.beam_steps, alpha),
         answerer.sampling(False),
         answerer.delimiters,
     )

@@ -30,7 +30,7 @@ class Settings:
     reward_model: str | None = None
     alpha: float | None = None
     delimiters: list[str] = field(default_factory=list)  # one newline
-    max_steps: int = 20
+    max_steps: int | None = None  # 20
     temperature: float | None = None  # 1.0
     max_new_tokens: int | None = None  # 256
     seed: int = 0
@@ -66,6 +66,7 @@ class Settings:
             (self.reward_model, self.search == "best-of-n", "--reward-model ranks the samples of --search best-of-n"),
             (self.alpha, guided, "--alpha weighs log-probabilities in --search best-of-n or beam"),
             (self.trees, self.search == "beam", "--save-trees keeps the candidates of --search beam"),
+            (self.max_steps, self.search == "beam", "--max-steps bounds the candidates of --search beam"),
             (self.n, self.search != "greedy", "-n is for --search sample, best-of-n or beam"),
             (self.temperature, self.search != "greedy", "--temperature is for --search sample, best-of-n or beam"),
             (self.balance, self.trajectories is not None, "--balance is about the rows of --save-trajectories"),
@@ -89,6 +90,10 @@ class Settings:
     @property
     def samples(self) -> int:
         return self.n if self.n is not None else 4 if self.search == "beam" else 8
+
+    @property
+    def beam_steps(self) -> int:
+        return self.max_steps if self.max_steps is not None else 20
 
     @property
     def ends(self) -> tuple[str, ...]:

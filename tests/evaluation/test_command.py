@@ -131,6 +131,7 @@ def test_prompts_that_were_trained_on_are_counted(
         ),
         (("RUN", "--seed", str(2**63)), 2, "--seed"),
         (("RUN", "-n", "4"), 2, "-n is for --search sample, best-of-n or beam"),
+        (("RUN", "--max-steps", "5"), 2, "--max-steps bounds the candidates of --search beam"),
         (("RUN", "--value-model", "x"), 2, "--value-model is for --search sample, best-of-n or beam"),
         (
             ("RUN", "--search", "sample", "--balance", "2"),
