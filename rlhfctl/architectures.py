@@ -36,6 +36,10 @@ DEFAULT_SCALES = {("cohere", "logit_scale"): 0.0625, ("cohere2", "logit_scale"):
 PLAIN = frozenset({"full_attention", "sliding_attention"})  # of layer_types
 
 
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+LENGTHENED = ("longrope", "su")  # ropes that turn by other factors from a length on, "su" in older files
+
+
 def text_part(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """(model_type, the part of the configuration that describes what reads text)."""
     text = config.get("text_config")
@@ -64,3 +68,25 @@ def scaled(config: dict[str, Any]) -> tuple[str, str] | None:
     if not named:
         return None
     return kind, f"its logits are scaled or capped behind the last matrix ({named}), not computed here"
+
+
+def context_length(config: dict[str, Any]) -> int | None:
+    """Tokens that the model's positions reach; None where no key tells."""
+    for holder in (config, text_part(config)[1]):
+        for key in CONTEXT_KEYS:
+            if isinstance(holder.get(key), int):
+                return int(holder[key])
+    return None
+
+
+def longest_row(config: dict[str, Any]) -> int | None:
+    """Tokens that a row may have: the model's context, or what longrope (Phi-3 with 128k) reads by its short factors.
+
+    One longer row has all rows of its pack or batch turned by the long factors, and an answer that grows past that
+    length has keys of both: what is computed of a row would depend on the others."""
+    context, part = context_length(config), text_part(config)[1]
+    rope = part.get("rope_parameters") or part.get("rope_scaling")
+    if not isinstance(rope, dict) or (rope.get("rope_type") or rope.get("type")) not in LENGTHENED:
+        return context
+    short = rope.get("original_max_position_embeddings") or part.get("original_max_position_embeddings")
+    return min(short, context or short) if isinstance(short, int) else context

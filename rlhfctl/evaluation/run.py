@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from rlhfctl.architectures import longest_row
 from rlhfctl.data import overlap
 from rlhfctl.data.encode import PromptRow, encode_prompts
 from rlhfctl.data.load import load_samples
@@ -75,7 +76,7 @@ class Answerer:
         )
         self.spec, self.seed = subject.rollout, settings.seed
         self.longest_prompt: int | None = None
-        context: int | None = getattr(config_of(self.policy), "max_position_embeddings", None)
+        context = longest_row(config_of(self.policy).to_dict())
         if context is not None:
             if self.spec.max_new_tokens >= context and settings.max_new_tokens is not None:
                 raise UsageError(

@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator
 
+from rlhfctl.architectures import context_length, longest_row
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Encoded, Inputs, NotThere
 from rlhfctl.preflight.machine import world_size
 from rlhfctl.recipe.tasks import PpoRecipe
 
-CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
-
 
 def check(inputs: Inputs) -> Iterator[Finding]:
     yield from batch_findings(inputs)
     yield from embedding_findings(inputs)
-    context = context_length(inputs)
+    context = longest_row(inputs.config(inputs.policy_path))
     if context is not None:
         for split in ("train", "eval"):
             if getattr(inputs.recipe.data, split):
@@ -87,16 +86,6 @@ def highest_id(inputs: Inputs) -> int:
     return max(vocabulary.values())
 
 
-def context_length(inputs: Inputs) -> int | None:
-    config = inputs.config(inputs.policy_path)
-    text = config.get("text_config")
-    for holder in (config, text if isinstance(text, dict) else {}):
-        for key in CONTEXT_KEYS:
-            if isinstance(holder.get(key), int):
-                return int(holder[key])
-    return None
-
-
 def length_findings(inputs: Inputs, split: str, context: int) -> list[Finding]:
     """S004 rows longer than the model's context, S005 a limit above it that no row reaches."""
     encoded = inputs.encoded(split)
@@ -108,15 +97,15 @@ def length_findings(inputs: Inputs, split: str, context: int) -> list[Finding]:
         new = inputs.rollout.max_new_tokens
         if longest + new <= context:
             return []
-        return [too_long(split, encoded, context, new)]
+        return [too_long(inputs, split, encoded, context, new)]
     if longest > context:
-        return [too_long(split, encoded, context, 0)]
+        return [too_long(inputs, split, encoded, context, 0)]
     if split == "train" and recipe.data.max_length > context:
         return [
             Finding(
                 "S005",
                 "warning",
-                f"data.max_length is {recipe.data.max_length}, the model's context {context} tokens",
+                f"data.max_length is {recipe.data.max_length}, more than {reach(inputs, context)}",
                 f"the longest row has {longest}",
                 f"set data.max_length to at most {context}",
                 evidence={"context": context, "longest": longest},
@@ -125,10 +114,13 @@ def length_findings(inputs: Inputs, split: str, context: int) -> list[Finding]:
     return []
 
 
-def too_long(split: str, encoded: Encoded, context: int, new: int) -> Finding:
+def too_long(inputs: Inputs, split: str, encoded: Encoded, context: int, new: int) -> Finding:
     over = sum(length + new > context for length in encoded.lengths)
     room = context - new
     what = f"prompt and rollout.max_new_tokens ({new})" if new else "row"
+    why = (
+        "; a longer one has all rows of its pack turned by the long ones" if short_of(inputs, context) else ""
+    )
     if not new:
         fix = f"set data.max_length to at most {context}"
     elif room > min(encoded.lengths):
@@ -138,9 +130,20 @@ def too_long(split: str, encoded: Encoded, context: int, new: int) -> Finding:
     return Finding(
         "S004",
         "error",
-        f"data.{split}: {over} of {len(encoded.lengths)} rows do not fit the model's context of {context} tokens",
-        f"the longest {what} needs {max(encoded.lengths) + new} tokens",
+        f"data.{split}: {over} of {len(encoded.lengths)} rows do not fit {reach(inputs, context)}",
+        f"the longest {what} needs {max(encoded.lengths) + new} tokens{why}",
         fix,
         "data",
         {"context": context, "longest": max(encoded.lengths), "max_new_tokens": new, "rows": over},
     )
+
+
+def short_of(inputs: Inputs, context: int) -> bool:
+    """Whether the model itself reaches further than rows may."""
+    return context != context_length(inputs.config(inputs.policy_path))
+
+
+def reach(inputs: Inputs, context: int) -> str:
+    if short_of(inputs, context):
+        return f"the {context} tokens that the model's longrope reads by its short factors"
+    return f"the model's context of {context} tokens"

@@ -9,9 +9,10 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from rlhfctl.algorithms.redistribution import attended
+from rlhfctl.architectures import longest_row
 from rlhfctl.errors import Refused
 from rlhfctl.models.attention_read import scores_and_attention
-from rlhfctl.models.load import resolve_dtype
+from rlhfctl.models.load import config_of, resolve_dtype
 from rlhfctl.models.reward_model import RewardModel, last_read, load_reward_model
 from rlhfctl.models.tokenizer import load_encoder
 from rlhfctl.recipe.sections import ModelSource, Template
@@ -59,7 +60,7 @@ class ModelReward:
         options = BridgeOptions(
             fold_system=template is not None and template.fold_system,
             merge_roles=template is not None and template.merge_roles,
-            max_length=getattr(self.model.trunk.config, "max_position_embeddings", None),
+            max_length=longest_row(config_of(self.model.trunk).to_dict()),
         )
         self.bridge = Bridge(policy, encoder, options)
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import nn
 
+from rlhfctl.architectures import longest_row
 from rlhfctl.models.load import config_of
 from rlhfctl.recipe.sections import Rollout as RolloutSpec
 from rlhfctl.rollout import hf
@@ -88,5 +89,6 @@ def build_engine(
 
 def within_context(policy: nn.Module, length: int | None) -> int:
     """vLLM refuses more than the model's context, and no row that preflight lets pass needs more."""
-    context = int(config_of(policy).max_position_embeddings)
+    config = config_of(policy)
+    context = longest_row(config.to_dict()) or int(config.max_position_embeddings)
     return min(length or context, context)

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from rlhfctl.architectures import UNSUPPORTED, scaled, unsupported
+from rlhfctl.architectures import UNSUPPORTED, longest_row, scaled, unsupported
 from rlhfctl.errors import Refused
 from rlhfctl.models import architecture
 from rlhfctl.models.load import backbone, hidden_at_predictors, load_causal_lm, load_trunk
@@ -257,6 +257,35 @@ def test_a_wrong_scale_is_seen(tmp_path, monkeypatch):
     )
     with pytest.raises(Refused, match="hidden states differ by"):
         load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_rows_are_as_long_as_longrope_reads_by_its_short_factors(older, tmp_path):
+    """A row of 16 tokens is the same beside one of 17 only where that one is left out."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0} | factors
+    keys = {"num_key_value_heads": 4, "original_max_position_embeddings": 16, "rope_parameters": rope}
+    given = saved("Phi3", EVEN | keys, tmp_path).to_dict()
+    if older:  # as Phi-3.5 was published
+        given["rope_scaling"] = {"type": "longrope"} | factors
+        del given["rope_parameters"]
+    assert longest_row(given) == 16
+    trunk = load_trunk(str(tmp_path), torch.float32, torch.device("cpu"))
+    rows = [list(range(16)), list(range(30, 46)), list(range(50, 67))]
+    alone, beside, behind = (
+        hidden_at_predictors(trunk, pack(chosen, rows, [range(1, len(row)) for row in rows]))[:15]
+        for chosen in ([0], [0, 1], [0, 2])
+    )
+    torch.testing.assert_close(beside, alone, atol=1e-5, rtol=0)
+    assert float((behind - alone).abs().max()) > 1e-2
+
+
+def test_rows_of_other_models_are_as_long_as_their_context():
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    assert longest_row(SIZES | {"rope_scaling": yarn}) == 64
+    assert longest_row({"n_positions": 32}) == 32
+    assert longest_row({"text_config": SIZES}) == 64
+    assert longest_row({}) is None
 
 
 def test_the_proof_leaves_the_model_as_it_was(tmp_path, monkeypatch):

@@ -313,6 +313,26 @@ def test_a_row_longer_than_the_context(chains: Path, tmp_path: Path) -> None:
     assert list(problems(preflight(recipe))) == ["S005"]
 
 
+def test_a_row_that_longrope_turns_by_other_factors(chains: Path, tmp_path: Path) -> None:
+    """All rows of its pack would be: here from 32 tokens on, in a context of 64."""
+    model = Path(shutil.copytree(chains / "model", tmp_path / "model"))
+    factors = {"short_factor": [1.0], "long_factor": [2.0]}
+    rope = {"type": "longrope", **factors}
+    config = json.loads((model / "config.json").read_text())
+    config |= {"rope_scaling": rope, "original_max_position_embeddings": 32}
+    (model / "config.json").write_text(json.dumps(config))
+    policy = {"from_config": str(model), "tokenizer": str(model)}
+    rows = [{"prompt": "1+" * 16 + "1?", "response": "#1"}, {"prompt": "1+1?", "response": "#2"}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    recipe = sft(chains, policy=policy, data={"train": [{"path": path}], "max_length": 64})
+    finding = one(preflight(recipe), "S004", 5)
+    assert "1 of 2 rows do not fit the 32 tokens that the model's longrope reads" in finding.title
+    assert finding.fix == "set data.max_length to at most 32"
+    path = write_jsonl(tmp_path / "rows.jsonl", rows[1:])
+    recipe = sft(chains, policy=policy, data={"train": [{"path": path}], "max_length": 64})
+    assert list(problems(preflight(recipe))) == ["S005"]
+
+
 def test_a_batch_that_ranks_cannot_share(chains: Path) -> None:
     launch = {"launcher": "torchrun", "nproc_per_node": 3}
     found = problems(preflight(sft(chains, launch=launch)))
