@@ -129,11 +129,16 @@ def of_recipe(
 
 
 def tell(console: Console, reports: "list[Report]", render: bool) -> int:
+    from dataclasses import replace
+
     from rlhfctl.templates.report import lines
 
     code = max(report.exit_code for report in reports)
-    fields = reports[0].as_dict()
-    if len(reports) > 1:  # a recipe with several reward models: the object is about the first, and lists all
+    # Of a recipe with several reward models the object tells the facts of the first, what was found with any of them,
+    # and in `pairs` each alone.
+    every = {str(found.as_dict()): found for report in reports for found in report.findings}
+    fields = replace(reports[0], findings=list(every.values())).as_dict()
+    if len(reports) > 1:
         fields["pairs"] = [report.as_dict() for report in reports]
     for name in ("schema", "status", "exit_code"):
         fields.pop(name)

@@ -145,6 +145,14 @@ reward: {{sources: [{{kind: model, path: {shared}/tokenizers/llama-3-8b-instruct
     assert cli("inspect-template", "off.yaml").code == 3
     (tmp_path / "warn.yaml").write_text(recipe + "template: {bridge: false, on_mismatch: warn}\n")
     assert cli("inspect-template", "warn.yaml").code == 0
+    both = recipe.replace(
+        "[{kind: model,", f"[{{kind: model, path: {shared}/tokenizers/qwen2}}, {{kind: model,"
+    )
+    (tmp_path / "two.yaml").write_text(both + "template: {bridge: false}\n")
+    two = cli("inspect-template", "two.yaml", "--json")
+    assert (two.code, [pair["exit_code"] for pair in two.object["pairs"]]) == (3, [0, 3])
+    assert "P001" in {found["id"] for found in two.object["findings"]}, "found with the second alone"
+    assert two.object["summary"]["error"] == two.object["pairs"][1]["summary"]["error"]
     refused = cli("inspect-template", "r.yaml", "--bridge")
     assert refused.code == 2
     assert "leave --bridge out" in refused.err
