@@ -46,13 +46,8 @@ def train(ctx: RunContext) -> None:
                 file = place / "trajectories.jsonl"
                 if not file.is_file():
                     collect(ctx, part, recipe.collect, number, file)
-                trajectories = DataSource(
-                    path=str(file),
-                    format="trajectory",
-                    step_separator=recipe.algorithm.step_delimiters[
-                        0
-                    ],  # where there are several, rows hold no steps
-                )
+                separator = recipe.algorithm.step_delimiters[0]  # where there are several, rows hold no steps
+                trajectories = DataSource(path=str(file), format="trajectory", step_separator=separator)
                 data = recipe.data.model_copy(update={"train": [trajectories]})
                 part = part.model_copy(update={"data": data})
             oreo.train(replace(ctx, recipe=part, phase=Phase(number, first, None if last else goal)))
