@@ -31,7 +31,6 @@ from rlhfctl.trainers.optimizer import parameter_groups, scheduled_lr
 
 Found = TypeVar("Found")
 MOMENTS = ("exp_avg", "exp_avg_sq")
-FLOAT32_MODULES = ("head", "score")  # what stays in float32 beside a bfloat16 model
 
 
 class Root(nn.Module):
