@@ -111,6 +111,11 @@ def check_changes(run: RunDir, before: "AnyRecipe", after: "AnyRecipe") -> dict[
             f"resume it as it is (rlhfctl {before.task} --resume --run-dir {shlex.quote(str(run.path))}), "
             "or start a new run in another --run-dir"
         )
+    if "train.steps" in differ and getattr(after, "value_fit", None) is not None and is_complete(run.final):
+        # Refused here, before recipe.yaml says what was not trained: the run stays as it ended.
+        raise UsageError(
+            f"{run.path} has fitted a value to its final policy: for train.steps {after.train.steps} start a new run"
+        )
     reached, first = where_it_is(run)
     if after.train.steps is not None and "train.steps" in differ and after.train.steps < reached - first:
         phase = f", {reached - first} of its phase" if first else ""

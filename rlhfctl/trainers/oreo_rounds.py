@@ -35,7 +35,8 @@ def train(ctx: RunContext) -> None:
         oreo.train(ctx)
         return
     rounds = recipe.collect.rounds if recipe.collect is not None else 1
-    first, before = 0, None
+    began = first = 0
+    before = None
     for number in range(1, rounds + 1):
         place, last = ctx.run.round(number), number == rounds
         goal = ctx.run.final if last else place / "policy"
@@ -51,11 +52,11 @@ def train(ctx: RunContext) -> None:
                 data = recipe.data.model_copy(update={"train": [trajectories]})
                 part = part.model_copy(update={"data": data})
             oreo.train(replace(ctx, recipe=part, phase=Phase(number, first, None if last else goal)))
-        first = int(json.loads((goal / "phase.json").read_text())["step"])
+        began, first = first, int(json.loads((goal / "phase.json").read_text())["step"])
         before = place
     if recipe.value_fit is not None:
         steps = recipe.train.steps
-        if steps is not None and steps * rounds != first:
+        if steps is not None and steps != first - began:  # earlier rounds may have been shorter
             raise Refused(
                 f"{ctx.run.path} has fitted a value to the policy of step {first}: "
                 f"for train.steps {steps} start a new run"

@@ -199,6 +199,18 @@ def test_steps_are_those_of_one_phase(tmp_path: Path) -> None:
         resumed(4)
 
 
+def test_a_policy_that_a_value_was_fitted_to_trains_no_further(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    before, after = (
+        load_recipe("quickstart/oreo-rounds", [f"train.steps={steps}"]).recipe for steps in (300, 400)
+    )
+    assert check_changes(run, before, after) == {"train.steps": "300 -> 400"}
+    run.commit_final(lambda place: (place / "phase.json").write_text('{"step": 600}'))
+    with pytest.raises(UsageError, match="has fitted a value to its final policy"):
+        check_changes(run, before, after)
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

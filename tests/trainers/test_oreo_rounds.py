@@ -133,6 +133,28 @@ def test_stopped_anywhere_it_ends_the_same(
         run(tmp_path / "whole", [each.replace("train.steps=3", "train.steps=4") for each in overrides], True)
 
 
+def test_a_last_round_of_more_steps_has_its_value_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first round was trained before train.steps was raised from 300 to 400."""
+    directory = RunDir(tmp_path)
+    for goal, step in ((directory.round(1) / "policy", 300), (directory.final, 700)):
+        text = json.dumps({"step": step})
+        directory.commit_phase(goal, lambda place, text=text: (place / "phase.json").write_text(text))
+    fitted = []
+    monkeypatch.setattr(value_phase, "train", fitted.append)
+
+    def train(steps: int) -> None:
+        recipe = load_recipe("quickstart/oreo-rounds", [f"train.steps={steps}"]).recipe
+        ctx = RunContext(recipe, directory, 0, 1, torch.device("cpu"), True, 2, lambda: None, print)
+        oreo_rounds.train(ctx)
+
+    train(400)
+    assert [ctx.phase.first for ctx in fitted] == [700]
+    with pytest.raises(Refused, match="has fitted a value to the policy of step 700"):
+        train(500)
+
+
 def one_of_two(rank: int, path: Path, overrides: list[str]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{path}.store", rank=rank, world_size=2)
     run(path, overrides, False, rank=rank, world=2)
