@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 VOLATILE = ("seconds/", "memory/", "tokens_per_second")
 
@@ -54,8 +55,18 @@ def rows(limit, **files):
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
-    """.quickstart/ with model, data and an sft run of 150 steps: enough to write answers that can be read."""
-    directory = tmp_path_factory.mktemp("workspace")
+    """.quickstart/ with model, data and an sft run of 150 steps: enough to write answers that can be read. Runs write
+    elsewhere: all processes of a suite share what the first one made."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "workspace"
+    with FileLock(f"{directory}.lock"):
+        if not (directory / ".quickstart/sft/final").is_dir():
+            make_workspace(directory)
+    return directory
+
+
+def make_workspace(directory):
+    directory.mkdir(exist_ok=True)
     make = [sys.executable, "-m", "rlhfctl.quickstart.chains", ".quickstart", "--seed", "0"]
     subprocess.run(make, cwd=directory, check=True, capture_output=True)
     run_cli(
@@ -70,7 +81,6 @@ def workspace(tmp_path_factory):
         "train.eval_samples=50",
         cwd=directory,
     )
-    return directory
 
 
 RECIPES = {

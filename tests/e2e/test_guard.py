@@ -20,6 +20,7 @@ def sources(*given):
     return "[{}]".format(", ".join((*given, "{kind: verifier, name: chain_answer, weight: 0.0}")))
 
 
+@pytest.mark.heavy
 def test_a_reward_for_lines(workspace, command, cli, tmp_path):
     """The policy learns to write more lines and forgets the answer; the verifier beside it has no weight."""
     (tmp_path / "lines.py").write_text(LINES)

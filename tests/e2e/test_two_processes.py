@@ -16,7 +16,9 @@ def stopped_after_its_first_step(run, copy):
             shutil.rmtree(checkpoint)
 
 
-@pytest.mark.parametrize(("task", "steps"), [("sft", 6), ("rm", 3), ("ppo", 3)])
+@pytest.mark.parametrize(
+    ("task", "steps"), [pytest.param("sft", 6, marks=pytest.mark.heavy), ("rm", 3), ("ppo", 3)]
+)
 def test_two_processes_equal_one(task, steps, workspace, command, cli, metrics, tmp_path):
     """ppo: 12 optimizer steps, the last 8 by two processes from a checkpoint of the one. Sums in another order
     differ by 4e-9 after the first and grow from there, because AdamW divides small gradients by their own size; a wrong

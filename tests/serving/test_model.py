@@ -201,9 +201,7 @@ def test_a_server_of_another_template_than_it_tells_is_refused(reward_model: Pat
     def answer(fake: Fake, body: dict[str, Any]) -> Any:
         asked = body["samples"]
         outcomes = scores.score([asked])[0]
-        found = [
-            reward(each["id"], outcome, "sequence") for each, outcome in zip(asked, outcomes, strict=True)
-        ]
+        found = [reward(each, outcome, "sequence") for each, outcome in zip(asked, outcomes, strict=True)]
         return {"schema": 1, "rewards": found, "model": {"fingerprint": told.fingerprint}}
 
     server = Fake(answer, told.model_dump(by_alias=True))

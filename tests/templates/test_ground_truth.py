@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pace import assert_within
 
-from rlhfctl.templates.inspect import Options, inspect
+from rlhfctl.templates.inspect import Options, Report, inspect
 from rlhfctl.templates.sides import Side
 
 Bare = Callable[[str], Side]
@@ -24,21 +24,35 @@ def truth(shared: Path) -> dict[str, Any]:
     return json.loads((shared / "chat-templates" / "pairs.json").read_text())
 
 
-def test_every_template_alone(bare_side: Bare, entries: dict, truth: dict) -> None:
+@pytest.fixture(scope="module")
+def alone(bare_side: Bare, entries: dict) -> dict[str, Report]:
+    """The report of each template, by its name."""
+    return {name: inspect(bare_side(name), options=Options(clock=CLOCK)) for name in entries}
+
+
+@pytest.fixture(scope="module")
+def together(bare_side: Bare, truth: dict) -> dict[str, Report]:
+    """The report of each pair, by its id."""
+
+    def report(pair: dict[str, Any]) -> Report:
+        messages = pair["expected_renders"]["messages"] if pair.get("expected_renders") else None
+        sides = (bare_side(pair[side]) for side in ("policy", "rm"))
+        return inspect(*sides, Options(clock=CLOCK, messages=messages))
+
+    return {pair["id"]: report(pair) for pair in truth["pairs"]}
+
+
+def test_every_template_alone(alone: dict[str, Report], entries: dict, truth: dict) -> None:
     for name, entry in entries.items():
-        report = inspect(bare_side(name), options=Options(clock=CLOCK))
-        got = {found.id for found in report.findings}
+        got = {found.id for found in alone[name].findings}
         judged = set(truth["ids"]) - set(entry["findings_undecided"])
         assert got & judged == set(entry["findings"]), name
 
 
-def test_every_pair(bare_side: Bare, entries: dict, truth: dict) -> None:
+def test_every_pair(together: dict[str, Report], truth: dict) -> None:
     assert len(truth["pairs"]) == 67
     for pair in truth["pairs"]:
-        expected = pair.get("expected_renders")
-        options = Options(clock=CLOCK, messages=expected["messages"] if expected else None)
-        policy, rm = (bare_side(pair[side]) for side in ("policy", "rm"))
-        report = inspect(policy, rm, options)
+        expected, report = pair.get("expected_renders"), together[pair["id"]]
         for side in ("policy", "rm", "pair"):
             got = {found.id for found in report.findings if found.side == side}
             assert set(pair["must"].get(side, [])) <= got, (pair["id"], side)
@@ -51,11 +65,10 @@ def test_every_pair(bare_side: Bare, entries: dict, truth: dict) -> None:
         assert sorted(leaks[0] if leaks else []) == sorted(pair.get("leaking_terminators", [])), pair["id"]
 
 
-def test_severities_are_the_vocabulary_s(bare_side: Bare, entries: dict, truth: dict) -> None:
+def test_severities_are_the_vocabulary_s(together: dict[str, Report], truth: dict) -> None:
     """pairs.json holds the severity of a plain run; what concerns sampling counts less on the reward model's side."""
-    for pair in truth["pairs"]:
-        policy, rm = (bare_side(pair[side]) for side in ("policy", "rm"))
-        for found in inspect(policy, rm, Options(clock=CLOCK)).findings:
+    for name, report in together.items():
+        for found in report.findings:
             if found.id not in truth["ids"]:
                 continue
             stated = truth["ids"][found.id]["severity"]
@@ -64,7 +77,7 @@ def test_severities_are_the_vocabulary_s(bare_side: Bare, entries: dict, truth: 
             elif found.side == "policy" and found.id == "T022":
                 assert found.severity == "warning"
             else:
-                assert found.severity == stated, (pair["id"], found.id)
+                assert found.severity == stated, (name, found.id)
 
 
 def test_order_and_shape_of_the_report(bare_side: Bare) -> None:
@@ -123,7 +136,7 @@ def test_speed_without_tokenizers(bare_side: Bare, entries: dict, truth: dict) -
     assert_within(0.1, per_pair)
 
 
-def test_anatomy_of_every_template(bare_side: Bare, entries: dict) -> None:
+def test_anatomy_of_every_template(alone: dict[str, Report], entries: dict) -> None:
     """How a conversation is taken apart: headers, terminators, cue and preamble as measured for the corpus."""
     names = {
         "user_header": "user_header", "terminator": "terminator_mid", "preamble": "preamble",
@@ -133,7 +146,7 @@ def test_anatomy_of_every_template(bare_side: Bare, entries: dict) -> None:
     for name, entry in entries.items():
         if not entry["renders_under_transformers"]:
             continue
-        facts = inspect(bare_side(name), options=Options(clock=CLOCK)).policy
+        facts = alone[name].policy
         for ours, theirs in names.items():
             assert facts[ours] == entry["observed"][theirs], (name, ours)
             compared += 1
