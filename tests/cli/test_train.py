@@ -163,6 +163,7 @@ def test_resume_refuses_what_changes_the_training_and_names_the_keys(cli: Cli, r
     assert "at step 3 already" in cli("sft", "--resume", "--run-dir", "run", "train.steps=2").err
 
 
+@pytest.mark.heavy
 def test_a_resume_that_is_refused_changes_nothing_for_the_next_one(
     cli: Cli, tiny: list[str], tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ SHORT = (
 )
 
 
+@pytest.mark.heavy
 def test_the_remote_reward_trains_as_the_verifier_does(workspace, cli, metrics, service, tmp_path):
     """The rules are those of chain_answer, so the two runs agree in every number but the verifier's extra metrics. The
     key that opened the service is in none of the files that a run leaves."""

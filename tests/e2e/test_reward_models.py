@@ -93,6 +93,7 @@ def test_a_reward_source_gives_the_scores_that_transformers_gives(trained, chain
     assert len({round(score, 6) for score in theirs.tolist()}) > 10
 
 
+@pytest.mark.heavy
 def test_an_adapter_in_bfloat16_with_recomputed_activations(cli, chains, trained, workdir):
     records = rm(
         cli,

@@ -17,7 +17,12 @@ def stopped_after_its_first_step(run, copy):
 
 
 @pytest.mark.parametrize(
-    ("task", "steps"), [pytest.param("sft", 6, marks=pytest.mark.heavy), ("rm", 3), ("ppo", 3)]
+    ("task", "steps"),
+    [
+        pytest.param("sft", 6, marks=pytest.mark.heavy),
+        pytest.param("rm", 3, marks=pytest.mark.heavy),
+        ("ppo", 3),
+    ],
 )
 def test_two_processes_equal_one(task, steps, workspace, command, cli, metrics, tmp_path):
     """ppo: 12 optimizer steps, the last 8 by two processes from a checkpoint of the one. Sums in another order

@@ -205,6 +205,7 @@ def test_torchrun_keeps_exit_codes_and_names_the_rank(tmp_path: Path, chains: Pa
     assert run.read_status()["exit_code"] == 5
 
 
+@pytest.mark.heavy
 def test_ctrl_c_under_torchrun_keeps_a_checkpoint(tmp_path: Path, chains: Path) -> None:
     run = make_run(
         tmp_path / "run", chains, "launch.nproc_per_node=2", "train.steps=100000", "train.save_every=0"
