@@ -34,8 +34,6 @@ UNSUPPORTED = {
 SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 DEFAULT_SCALES = {("cohere", "logit_scale"): 0.0625, ("cohere2", "logit_scale"): 0.0625}
 PLAIN = frozenset({"full_attention", "sliding_attention"})  # of layer_types
-
-
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 LENGTHENED = ("longrope", "su")  # ropes that turn by other factors from a length on, "su" in older files
 

@@ -451,6 +451,12 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def json_lines(text: str) -> list[str]:
+    """The lines of a .jsonl of ours. They end at \\n alone: str.splitlines would also cut at U+2028 and the like, which
+    stand in texts as they are."""
+    return [line for line in text.split("\n") if line]
+
+
 def truncate_jsonl(path: Path, step: int) -> None:
     """Keep the whole lines whose "step" is at most `step` (a line without one is kept); drop a torn last line.
 

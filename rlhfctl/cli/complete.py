@@ -30,7 +30,7 @@ VALUES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 TRAINING = ("sft", "rm", "ppo", "reft", "oreo")
 SPECIAL = re.compile(r"""([\s'"\\$&;|<>()*?\[\]{}!#`])""")
-SPECIAL_IN_QUOTES = {"'": re.compile("(?!)()"), '"': re.compile(r'(["$`\\])')}  # single quotes: nothing is
+SPECIAL_IN_QUOTES = re.compile(r'(["$`\\])')  # in double ones; in single ones nothing is
 
 
 def complete(cli: Any, shell: str, argv: list[str]) -> int:
@@ -69,7 +69,8 @@ def inserted(value: str, typed: str, line: str) -> str:
     start = open_quote(line)
     if start is not None:
         before = "" if line[start - 1].isspace() else split_line(line[:start])[-1]
-        return SPECIAL_IN_QUOTES[line[start]].sub(r"\\\1", value[len(before) :])
+        rest = value[len(before) :]
+        return SPECIAL_IN_QUOTES.sub(r"\\\1", rest) if line[start] == '"' else rest
     kept = torn_off(typed, os.environ.get("COMP_WORDBREAKS", "=:"))
     escaped = SPECIAL.sub(r"\\\1", value)[len(SPECIAL.sub(r"\\\1", kept)) :]
     return f"\\{escaped}" if value.startswith("~") and not typed.startswith("~") else escaped

@@ -1,5 +1,6 @@
 """inspect-template: a policy's chat template, alone or against a reward model's."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -129,8 +130,6 @@ def of_recipe(
 
 
 def tell(console: Console, reports: "list[Report]", render: bool) -> int:
-    from dataclasses import replace
-
     from rlhfctl.templates.report import lines
 
     code = max(report.exit_code for report in reports)

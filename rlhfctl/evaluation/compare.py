@@ -8,6 +8,7 @@ from typing import Any
 from rlhfctl.errors import UsageError
 from rlhfctl.evaluation.estimates import Estimate, paired_difference
 from rlhfctl.evaluation.results import RESULTS
+from rlhfctl.run_dir import json_lines
 
 Records = dict[str, dict[str, Any]]
 
@@ -16,8 +17,7 @@ def read(path: Path) -> Records:
     """results.jsonl, or the directory that holds it, by id. Raises UsageError where that is not what it is."""
     file = path / RESULTS if path.is_dir() else path
     try:
-        # At \n alone: str.splitlines would also cut at U+2028 and the like, which an answer may hold.
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        rows = [json.loads(line) for line in json_lines(file.read_text(encoding="utf-8"))]
         return {
             row["id"]: {name: row[name] for name in ("accuracy", "path_accuracy", "method")} for row in rows
         }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlhfctl.run_dir import RunDir
+from rlhfctl.run_dir import RunDir, json_lines
 
 CLOCK = ("seconds/", "memory/", "tokens_per_second")
 # safetensors' names: bytes of an element, and how struct unpacks it (bfloat16 is the upper half of a float32).
@@ -86,8 +86,7 @@ def records(path: Path) -> list[dict[str, Any]]:
     """Numbers stay the text they are written in: nothing is rounded, and nan equals nan."""
     if not path.exists():
         return []
-    # At \n alone: str.splitlines would also cut at U+2028 and the like, which a response may hold.
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+    lines = json_lines(path.read_text(encoding="utf-8"))
     read = [json.loads(line, parse_float=str, parse_constant=str) for line in lines]
     return [{key: value for key, value in row.items() if not key.startswith(CLOCK)} for row in read]
 

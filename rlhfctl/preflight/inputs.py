@@ -185,6 +185,19 @@ class Inputs:
         return [source for source in sources if isinstance(source, ModelSource)]
 
     @property
+    def started_from(self) -> dict[str, str]:
+        """By recipe key the checkpoints of their own that the models beside the policy start from and are trained."""
+        recipe, found = self.recipe, {}
+        if isinstance(recipe, PpoRecipe) and recipe.implicit_prm is not None and recipe.implicit_prm.path:
+            found["implicit_prm.path"] = recipe.implicit_prm.path
+        values = recipe.values_of()
+        if values is not None and not values.shared_trunk and values.init != "policy":
+            rewards = [source.path for source in self.reward_models]
+            for path in rewards[:1] if values.init == "reward_model" else [values.init]:
+                found["value_model.init"] = path
+        return {key: path for key, path in found.items() if locate(path) is not None}
+
+    @property
     def verifiers(self) -> list[VerifierSource]:
         sources = self.recipe.reward.sources if self.recipe.reward is not None else []
         return [source for source in sources if isinstance(source, VerifierSource)]

@@ -8,7 +8,6 @@ from rlhfctl.base_weights import refuse_other_base
 from rlhfctl.errors import Refused
 from rlhfctl.preflight.finding import Finding
 from rlhfctl.preflight.inputs import Inputs, locate
-from rlhfctl.recipe.tasks import PpoRecipe
 
 
 def check(inputs: Inputs) -> Iterator[Finding]:
@@ -25,7 +24,7 @@ def check(inputs: Inputs) -> Iterator[Finding]:
         return
     if policy.lora is not None:
         yield from changed_base(inputs)
-    for key, path in trained_models(inputs):
+    for key, path in {"policy.path": policy.path, **inputs.started_from}.items():
         yield from quantised_already(inputs, key, path)
     if policy.quantization == "none" or quantization_of(inputs, policy.path):
         return
@@ -38,21 +37,6 @@ def check(inputs: Inputs) -> Iterator[Finding]:
             f"{len(uneven)} matrices; their weights would be read back with the scales of others",
             "lower policy.quantization_block, or use int8",
         )
-
-
-def trained_models(inputs: Inputs) -> Iterator[tuple[str, str]]:
-    """(recipe key, path) of the models whose weights, or an adapter over them, a run trains."""
-    recipe = inputs.recipe
-    yield "policy.path", str(recipe.policy.path)
-    if isinstance(recipe, PpoRecipe) and recipe.implicit_prm is not None and recipe.implicit_prm.path:
-        yield "implicit_prm.path", recipe.implicit_prm.path
-    values = recipe.values_of()
-    if values is None or values.shared_trunk or values.init == "policy":
-        return
-    models = [source.path for source in inputs.reward_models]
-    path = values.init if values.init != "reward_model" else next(iter(models), None)
-    if path is not None and locate(path) is not None:
-        yield "value_model.init", path
 
 
 def quantised_already(inputs: Inputs, key: str, path: str) -> Iterator[Finding]:

@@ -27,15 +27,7 @@ def readers(inputs: Inputs) -> Iterator[tuple[str, str]]:
         yield "policy.path", policy.path
     if isinstance(recipe, PpoRecipe | OreoRecipe) and recipe.reference is not None:
         yield "reference", recipe.reference
-    if isinstance(recipe, PpoRecipe) and recipe.implicit_prm is not None and recipe.implicit_prm.path:
-        yield "implicit_prm.path", recipe.implicit_prm.path
-    values = recipe.values_of()
-    if values is None or values.shared_trunk or values.init == "policy":
-        return
-    if values.init != "reward_model":
-        yield "value_model.init", values.init
-    elif inputs.reward_models:
-        yield "value_model.init", inputs.reward_models[0].path
+    yield from inputs.started_from.items()
 
 
 def words(directory: Path) -> dict[int, str]:

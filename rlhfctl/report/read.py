@@ -10,7 +10,7 @@ from typing import Any
 from rlhfctl.errors import UsageError
 from rlhfctl.recipe.changes import flat
 from rlhfctl.recipe.yaml12 import parse
-from rlhfctl.run_dir import RunDir
+from rlhfctl.run_dir import RunDir, json_lines
 
 MOST_TREES = 3
 MOST_SAMPLES = 400  # newest records of samples.jsonl that are looked at
@@ -100,8 +100,7 @@ def objects(run: Run, path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found, bad = [], 0
-    # At \n alone: str.splitlines would also cut at U+2028 and the like, which a response may hold.
-    for line in filter(None, path.read_text(encoding="utf-8", errors="replace").split("\n")):
+    for line in json_lines(path.read_text(encoding="utf-8", errors="replace")):
         try:
             row = json.loads(line)
         except ValueError:

@@ -19,7 +19,7 @@ from rlhfctl.evaluation.subject import Subject
 from rlhfctl.recipe.sections import DataSource, Policy, Rollout
 from rlhfctl.recipe.tasks import OreoRecipe, ReftRecipe
 from rlhfctl.rollout.types import Request
-from rlhfctl.run_dir import write_text
+from rlhfctl.run_dir import json_lines, write_text
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.distributed import any_rank, barrier, gather_lists
 
@@ -67,7 +67,7 @@ def sampled(
         file = directory / f"{number:04d}.jsonl"
         kept = file.is_file()
         if kept:
-            lines = file.read_text().splitlines()
+            lines = json_lines(file.read_text())
         else:
             mine = range(start + ctx.rank, min(start + PIECE, len(asked)), ctx.world)
             requests = [Request(index, asked[index].ids) for index in mine]

@@ -37,11 +37,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = path / "bin/rlhfctl"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m rlhfctl "$@"\n')
     command.chmod(0o755)
-    (path / "work/mine").mkdir(parents=True)
-    (path / "work/mine/first.yaml").write_text("task: sft\n")
-    (path / "work/mine/notes.txt").write_text("")
-    (path / "work/with space.jsonl").write_text("")
-    run = path / "work/done/first"
+    (path / "desk/mine").mkdir(parents=True)
+    (path / "desk/mine/first.yaml").write_text("task: sft\n")
+    (path / "desk/mine/notes.txt").write_text("")
+    (path / "desk/with space.jsonl").write_text("")
+    run = path / "desk/done/first"
     run.mkdir(parents=True)
     (run / "recipe.yaml").write_text("task: sft\n")
     (run / "status.json").write_text('{"state": "done", "step": 120}')
@@ -104,7 +104,7 @@ def install_line(repo: Path, shell: str) -> str:
 @pytest.fixture(scope="module")
 def bash(place: Path, repo: Path) -> Iterator[Complete]:
     """Ctrl-X Ctrl-L prints the line being edited, so what is read back is the line and not an echo of it."""
-    terminal = Terminal([require("bash"), "--norc", "--noprofile", "-i"], place / "work", environment(place))
+    terminal = Terminal([require("bash"), "--norc", "--noprofile", "-i"], place / "desk", environment(place))
     terminal.send(
         "PS1='READY> '; set +o history; bind 'set enable-bracketed-paste off'; bind 'set bell-style none'\n"
         "bind 'set show-all-if-ambiguous on'; bind 'set completion-query-items 0'; bind 'set page-completions off'\n"
@@ -128,8 +128,8 @@ def line_of(shown: str) -> str:
 
 
 TILDES = [
-    ("rlhfctl sft ~/work/mine/fi", "rlhfctl sft ~/work/mine/first.yaml "),
-    ("rlhfctl ppo --run-dir ~/work/mi", "rlhfctl ppo --run-dir ~/work/mine/"),
+    ("rlhfctl sft ~/desk/mine/fi", "rlhfctl sft ~/desk/mine/first.yaml "),
+    ("rlhfctl ppo --run-dir ~/desk/mi", "rlhfctl ppo --run-dir ~/desk/mine/"),
 ]
 
 
@@ -175,8 +175,8 @@ TILDES = [
         ("rlhfctl ppo x tracking.wandb.mode=of", "rlhfctl ppo x tracking.wandb.mode=offline "),
         *TILDES,
         (
-            "rlhfctl ppo x data.train.0.path=~/work/mine/n",
-            "rlhfctl ppo x data.train.0.path=~/work/mine/notes.txt ",
+            "rlhfctl ppo x data.train.0.path=~/desk/mine/n",
+            "rlhfctl ppo x data.train.0.path=~/desk/mine/notes.txt ",
         ),
         ("rlhfctl ppo x 'data.train.0.path=wi", "rlhfctl ppo x 'data.train.0.path=with space.jsonl' "),
         ("rlhfctl ppo x data.train.0.path='wi", "rlhfctl ppo x data.train.0.path='with space.jsonl' "),
@@ -225,7 +225,7 @@ def zsh_lines(place: Path, repo: Path, typed: list[str], setup: str) -> list[str
         input="".join(f"{line}\n" for line in typed),
         capture_output=True,
         text=True,
-        cwd=place / "work",
+        cwd=place / "desk",
         env=env,
         timeout=180,
     )
@@ -276,7 +276,7 @@ def test_zsh_completes_at_the_first_tab_and_lists_with_descriptions(place: Path,
 
 @pytest.fixture(scope="module")
 def fish(place: Path, repo: Path) -> Iterator[Complete]:
-    terminal = Terminal([require("fish"), "--no-config", "-i"], place / "work", environment(place))
+    terminal = Terminal([require("fish"), "--no-config", "-i"], place / "desk", environment(place))
     terminal.send(
         "function fish_prompt; end; bind \\cx 'echo; echo LINE[(commandline)]END; commandline \"\"'\n"
         f"{install_line(repo, 'fish')}; echo SET''UP\n"
@@ -306,7 +306,7 @@ def test_fish(fish: Complete, typed: str, line: str) -> None:
 def test_fish_lists_with_descriptions(place: Path, repo: Path) -> None:
     ask = f"source {repo}/completions/rlhfctl.fish; complete -C 'rlhfctl ppo x optim.'"
     argv = [require("fish"), "--no-config", "-c", ask]
-    listed = subprocess.run(argv, cwd=place / "work", env=environment(place), capture_output=True, text=True)
+    listed = subprocess.run(argv, cwd=place / "desk", env=environment(place), capture_output=True, text=True)
     found = dict(row.split("\t") for row in listed.stdout.splitlines())
     assert found["optim.lr="].startswith("peak learning rate")
     assert "optim.betas=" in found
@@ -327,7 +327,7 @@ def test_a_failure_prints_nothing(place: Path) -> None:
 def offered(place: Path, *words: str) -> set[str]:
     env = {**environment(place), "_RLHFCTL_COMPLETE": "zsh"}
     done = subprocess.run(
-        [place / "bin/rlhfctl", *words, ""], env=env, cwd=place / "work", capture_output=True, text=True
+        [place / "bin/rlhfctl", *words, ""], env=env, cwd=place / "desk", capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
     return {line.split("\t")[0] for line in done.stdout.splitlines()}
@@ -349,11 +349,11 @@ FREE = {("serve-rm", "--api-key-env")}
 @pytest.mark.parametrize(("name", "flag"), ENUMERATED, ids=" ".join)
 def test_what_is_offered_is_what_is_accepted(place: Path, name: str, flag: str) -> None:
     """A value that no command takes is answered with all that this one takes."""
-    (place / "work/x").mkdir(exist_ok=True)
-    (place / "work/x/config.json").write_text("{}")
+    (place / "desk/x").mkdir(exist_ok=True)
+    (place / "desk/x/config.json").write_text("{}")
     command = [name] if name else []
     argv = [place / "bin/rlhfctl", *command, *ENUMERATED[name, flag], flag, "nonsense"]
-    refused = subprocess.run(argv, env=environment(place), cwd=place / "work", capture_output=True, text=True)
+    refused = subprocess.run(argv, env=environment(place), cwd=place / "desk", capture_output=True, text=True)
     assert refused.returncode == 2
     told = re.split(": give | knows ", refused.stderr)[1]
     accepted = set(re.findall(r"[\w-]+", re.split(", and |, not ", told)[0])) - {"or"}
