@@ -67,6 +67,17 @@ def test_default_directories_never_collide(tmp_path: Path, monkeypatch: pytest.M
     assert paths[0].parent == Path("runs/toy")
 
 
+def test_a_directory_is_claimed_once(tmp_path: Path) -> None:
+    first, second = RunDir(tmp_path / "new/run"), RunDir(tmp_path / "new/run")
+    assert (first.claim(), second.claim()) == (True, False)
+    first.give_back()
+    assert second.claim()
+    (tmp_path / "new/run/metrics.jsonl").write_text("")
+    second.give_back()  # something was written: it stays
+    assert second.path.is_dir()
+    assert not first.claim()
+
+
 def test_attempts_count_up_and_latest_follows(run: RunDir) -> None:
     assert [run.next_attempt() for _ in range(11)] == list(range(1, 12))
     assert (run.logs / "latest").resolve() == run.attempt(11).resolve()

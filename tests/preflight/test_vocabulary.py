@@ -72,6 +72,11 @@ def test_a_value_model_from_the_reward_model_of_another_family(
     assert found.title.startswith(f"value_model.init: {other} has another vocabulary")
 
 
+def test_with_a_shared_trunk_a_head_is_all_that_is_read(other: str, shared: Path, tmp_path: Path) -> None:
+    keys = {"value_model": {"init": other, "shared_trunk": True, "head": "zero"}}
+    assert not told("ppo", tmp_path, {"path": str(shared / "models/babyllama-361")}, **keys)
+
+
 def test_a_tokenizer_of_another_model(other: str, shared: Path, tmp_path: Path) -> None:
     """All of its ids have a row: it would be trained on other words."""
     policy = {"path": other, "tokenizer": str(shared / "models/babyllama-361")}
