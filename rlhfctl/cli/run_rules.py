@@ -122,6 +122,11 @@ def check_changes(run: RunDir, before: "AnyRecipe", after: "AnyRecipe") -> dict[
         raise UsageError(
             f"train.steps={after.train.steps}: the run in {run.path} is at step {reached} already{phase}"
         )
+    epochs, fewer = before.train.epochs, after.train.epochs
+    if epochs and fewer and fewer < epochs and run.read_status().get("state") == "done":
+        raise UsageError(
+            f"train.epochs={fewer}: the run in {run.path} has passed its data {epochs} times already"
+        )
     return differ
 
 

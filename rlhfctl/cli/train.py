@@ -152,22 +152,29 @@ def train(
     if dry_run:
         return dry(console, loaded, run if run_dir else None, report, resume)
     if leader:
+        hold(loaded, run, resume, refused=report.exit_code != 0)
         keep_report(run, report)
     if report.exit_code:
+        run.release_lock()
         return console.finish(report.exit_code, message=refusal(report), fields=told(run, report))
-    return start_and_tell(console, loaded, run, report, resume, leader)
+    return start_and_tell(console, loaded, run, report, resume)
 
 
-def start_and_tell(
-    console: Console, loaded: "Loaded", run: "RunDir", report: "Report", resume: bool, leader: bool
-) -> int:
+def hold(loaded: "Loaded", run: "RunDir", resume: bool, refused: bool) -> None:
+    """Lock the directory before the first write into it: two commands may have chosen the same one. A new run that is
+    refused leaves its report there, and no lock."""
     from rlhfctl.cli.run_rules import refuse_used
+
+    run.create()
+    if resume or not refused:
+        run.acquire_lock()
+    if not resume:
+        refuse_used(loaded.recipe, run)  # the other one may have run to its end since this one looked
+
+
+def start_and_tell(console: Console, loaded: "Loaded", run: "RunDir", report: "Report", resume: bool) -> int:
     from rlhfctl.launch import start
 
-    if leader:
-        run.acquire_lock()  # before the first write: two commands may have chosen the same directory
-        if not resume:
-            refuse_used(loaded.recipe, run)  # the other one may have run to its end since this one looked
     result = start(loaded.recipe, run, resume, console.verbose, console.quiet)
     for signum in (signal.SIGINT, signal.SIGTERM):  # it has ended: how is told now, undisturbed
         signal.signal(signum, signal.SIG_IGN)

@@ -111,9 +111,11 @@ def test_a_directory_that_another_run_has_used_meanwhile_is_refused(tiny: list[s
     other.acquire_lock()  # another command, which chose the same directory and starts first
     words = [*COMMAND, "sft", "quickstart/sft", "--run-dir", "d", "seed=2", *tiny]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not other.preflight.exists():  # it waits for the lock next
-        time.sleep(0.02)
+    assert process.stderr is not None
+    assert (
+        "run directory" in process.stderr.readline()
+    )  # it looked, found nothing, and waits for the lock next
+    other.preflight.write_text("{}")
     other.recipe.write_text("task: sft\n")
     other.metrics.write_text('{"step": 1}\n')
     other.write_status("done", step=1)
@@ -121,7 +123,7 @@ def test_a_directory_that_another_run_has_used_meanwhile_is_refused(tiny: list[s
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert "d holds a run already (done at step 1)" in err
-    assert other.recipe.read_text() == "task: sft\n"
+    assert (other.preflight.read_text(), other.recipe.read_text()) == ("{}", "task: sft\n")
     assert other.metrics.read_text() == '{"step": 1}\n'
 
 
@@ -198,6 +200,21 @@ def test_steps_are_those_of_one_phase(tmp_path: Path) -> None:
     assert resumed(6) == {"train.steps": "100 -> 6"}
     with pytest.raises(UsageError, match=r"is at step 15 already, 5 of its phase$"):
         resumed(4)
+
+
+def test_a_run_that_has_passed_its_data_twice_has_not_passed_it_once(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    once, twice, thrice = (
+        load_recipe("quickstart/sft", ["train.steps=null", f"train.epochs={epochs}"]).recipe
+        for epochs in (1, 2, 3)
+    )
+    run.write_status("interrupted", step=2)
+    assert check_changes(run, twice, once) == {"train.epochs": "2 -> 1"}
+    run.write_status("done", step=9)
+    assert check_changes(run, twice, thrice) == {"train.epochs": "2 -> 3"}
+    with pytest.raises(UsageError, match="has passed its data 2 times already"):
+        check_changes(run, twice, once)
 
 
 def test_a_policy_that_a_value_was_fitted_to_trains_no_further(tmp_path: Path) -> None:
