@@ -166,7 +166,7 @@ def test_no_text_takes_long(text: str) -> None:
     number(text[:LONGEST])
     choice(text[:LONGEST])
     normalised(text)
-    assert time.process_time() - began < 1.0
+    assert time.process_time() - began < 5.0
 
 
 @given(

@@ -114,10 +114,13 @@ def test_mask_on_every_template(shared: Path, tokenizer: str) -> None:
     questions, answers = ["Zebra one?", "Yak, two?"], ["Pelican is what I say.", "Walrus, of course."]
     messages = [user(questions[0]), assistant(answers[0]), user(questions[1]), assistant(answers[1])]
     rendered = 0
+    backends: dict[tuple[str, ...], Tokenizer] = {}
     for entry in json.loads((folder / "index.json").read_text())["templates"]:
-        backend = Tokenizer.from_file(str(shared / "tokenizers" / tokenizer / "tokenizer.json"))
-        strings = sorted({text for text in entry["tokens"].values() if text})
-        backend.add_special_tokens([AddedToken(text, special=True) for text in strings])
+        strings = tuple(sorted({text for text in entry["tokens"].values() if text}))
+        if strings not in backends:
+            backends[strings] = Tokenizer.from_file(str(shared / "tokenizers" / tokenizer / "tokenizer.json"))
+            backends[strings].add_special_tokens([AddedToken(text, special=True) for text in strings])
+        backend = backends[strings]
         tokens = {f"{key}_token": value for key, value in entry["tokens"].items() if key != "eot"}
         encoder = ChatEncoder((folder / entry["file"]).read_text(encoding="utf-8"), tokens, backend)
         try:
