@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlhfctl.launch.plan import Plan
+from rlhfctl.preflight.devices import gpu_names
 from rlhfctl.preflight.nodes import split_endpoint
 
 
@@ -21,20 +22,13 @@ def deepspeed_argv(plan: Plan, node_rank: int | None, environ: Mapping[str, str]
     One node meets on the loopback address at a free port, several at the plan's endpoint.
     """
     names = [f"node{number}" for number in range(plan.nnodes)]
-    slots = devices(plan.processes, environ)
+    # The launcher shows its processes these GPUs alone: those that the user chose, not from 0 on.
+    slots = gpu_names(environ, plan.processes)
     info = base64.urlsafe_b64encode(json.dumps(dict.fromkeys(names, slots)).encode()).decode()
     host, port = split_endpoint(plan.node.endpoint) if plan.node else ("127.0.0.1", free_port())
     argv = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={info}"]
     argv += [f"--node_rank={node_rank or 0}", f"--master_addr={host}", f"--master_port={port}"]
     return [*argv, "--no_local_rank", "--module"]
-
-
-def devices(processes: int, environ: Mapping[str, str]) -> list[int]:
-    """The numbers that the launcher puts into CUDA_VISIBLE_DEVICES: of those that the user chose, not from 0."""
-    chosen = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if len(chosen) >= processes and all(number.isdigit() for number in chosen):
-        return [int(number) for number in chosen[:processes]]
-    return list(range(processes))
 
 
 def free_port() -> int:

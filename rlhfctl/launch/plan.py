@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhfctl.preflight.devices import Machine
+from rlhfctl.preflight.devices import Machine, gpu_names
 from rlhfctl.preflight.nodes import Node
 from rlhfctl.recipe.sections import Launch
 
@@ -73,6 +73,8 @@ def make_plan(
         env |= CUDA_DEFAULTS
     if launcher == "deepspeed":
         env["DS_ACCELERATOR"] = device
+        if device == "cuda":  # its processes see their own GPUs alone, and rollout servers need others
+            env["RLHFCTL_GPUS"] = ",".join(gpu_names(environ, gpu_count))
     if launcher != "inline":
         # Each start gets a store of its own: torchrun's shared one still holds the addresses of the dead workers.
         env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import importlib.metadata
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,12 @@ def gpus() -> tuple[Gpu, ...]:
             capability.append(number.value)
         found.append(Gpu(name.value.decode(errors="replace"), memory.value, (capability[0], capability[1])))
     return tuple(found)
+
+
+def gpu_names(environ: Mapping[str, str], count: int) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls each of the `count` visible GPUs: a number, or a name such as GPU-8c1f."""
+    chosen = [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return chosen[:count] if len(chosen) >= count else [str(place) for place in range(count)]
 
 
 def driver_cuda() -> str | None:

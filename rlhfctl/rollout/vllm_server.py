@@ -232,9 +232,11 @@ def start(
 
 
 def gpus_of_servers(count: int) -> tuple[str, ...]:
-    """The visible devices that the trainer's ranks on this machine leave. Raises Unable."""
-    taken = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    """The visible devices that the trainer's ranks on this machine leave. Raises Unable.
+
+    DeepSpeed's launcher has another name for the number of ranks, and hides the devices that they do not have."""
+    taken = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    named = os.environ.get("RLHFCTL_GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = named.split(",") if named else [str(place) for place in range(torch.cuda.device_count())]
     if len(visible) < taken + count:
         raise Unable(

@@ -127,8 +127,21 @@ def test_deepspeeds_launcher_is_taken_where_deepspeed_partitions() -> None:
 def test_deepspeeds_launcher_is_told_of_every_node() -> None:
     keys = {"launcher": "deepspeed", "nnodes": 2, "nproc_per_node": 2, "rdzv_endpoint": "10.0.0.1:29400"}
     plan = make_plan(launch(**keys, node_rank=1), GPU_BOX, {}, NODE)
-    argv = deepspeed_argv(plan, 1, {"CUDA_VISIBLE_DEVICES": "2,3"})
+    argv = deepspeed_argv(plan, 1, {"CUDA_VISIBLE_DEVICES": "2, 3"})
     assert {"--node_rank=1", "--master_addr=10.0.0.1", "--master_port=29400", "--module"} <= set(argv)
-    info = next(word for word in argv if word.startswith("--world_info=")).partition("=")[2]
-    assert json.loads(base64.urlsafe_b64decode(info)) == {"node0": [2, 3], "node1": [2, 3]}
+    assert slots(argv) == {"node0": ["2", "3"], "node1": ["2", "3"]}
     assert plan.env["DS_ACCELERATOR"] == "cuda"
+
+
+def slots(argv: list[str]) -> Any:
+    info = next(word for word in argv if word.startswith("--world_info=")).partition("=")[2]
+    return json.loads(base64.urlsafe_b64decode(info))
+
+
+def test_deepspeeds_launcher_takes_the_gpus_that_were_chosen_by_name() -> None:
+    keys = {"launcher": "deepspeed", "nproc_per_node": 2}
+    for names in ("GPU-1a,GPU-2b,GPU-3c,GPU-4d", "MIG-5,MIG-6,7,8"):
+        chosen = {"CUDA_VISIBLE_DEVICES": names}
+        plan = make_plan(launch(**keys), GPU_BOX, chosen)
+        assert slots(deepspeed_argv(plan, None, chosen)) == {"node0": names.split(",")[:2]}
+        assert plan.env["RLHFCTL_GPUS"] == names

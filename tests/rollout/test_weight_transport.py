@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhfctl.errors import Unable
+from rlhfctl.launch.plan import make_plan
+from rlhfctl.preflight.devices import Gpu, Machine
+from rlhfctl.recipe.sections import Launch
 from rlhfctl.rollout import weight_broadcast, weight_files
 from rlhfctl.rollout.vllm_process import Shape, argv, environment, free_port, last_error
+from rlhfctl.rollout.vllm_server import gpus_of_servers
 
 
 def weights():
@@ -169,6 +174,18 @@ def test_a_started_server_sees_nothing_of_torchrun_and_its_own_gpu(tmp_path, mon
     assert "--no-enable-chunked-prefill" not in argv(on_gpus, 1234)
     line = argv(on_gpus, 1234)
     assert line[line.index("--host") + 1] == "127.0.0.1"
+
+
+def test_beside_deepspeeds_launcher_servers_get_the_gpus_that_no_rank_has(monkeypatch):
+    """It tells its processes LOCAL_SIZE, and shows them their own devices alone."""
+    machine = Machine(8, 1 << 36, (Gpu("H", 80 << 30, (9, 0)),) * 4, True)
+    plan = make_plan(Launch(launcher="deepspeed", nproc_per_node=2), machine, {})
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name, value in {**plan.env, "CUDA_VISIBLE_DEVICES": "0,1", "LOCAL_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert gpus_of_servers(2) == ("2", "3")
+    with pytest.raises(Unable, match=r"3 rollout server\(s\) beside 2 trainer process"):
+        gpus_of_servers(3)
 
 
 def test_the_cause_of_a_failed_start_is_the_first_error_of_its_log(tmp_path):
