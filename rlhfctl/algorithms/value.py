@@ -35,12 +35,14 @@ def value_loss(
     old_values = torch.where(taken, old_values.detach(), 0.0)
     returns = torch.where(taken, returns.detach(), 0.0)
     plain = (values - returns).square()
-    worst = plain
+    worst, past = plain, torch.zeros_like(taken)
     if clip is not None:
         near = old_values + (values - old_values).clamp(-clip, clip)
         worst = torch.max(plain, (near - returns).square())
+        past = (values - old_values).abs() > clip  # inside, V' differs from V by rounding alone
     with torch.no_grad():
-        metrics = {"tokens": taken.sum(), "clipped": (worst > plain).sum(), "squared_error": plain.sum()}
+        clipped = (past & (worst > plain)).sum()
+        metrics = {"tokens": taken.sum(), "clipped": clipped, "squared_error": plain.sum()}
     return 0.5 * (weights * worst).sum(), metrics
 
 

@@ -60,6 +60,14 @@ def test_the_loss_is_the_weighted_sum_and_metrics_are_sums(m: ModuleType) -> Non
     assert not any(number.requires_grad for number in metrics.values())
 
 
+def test_what_moved_less_than_the_clip_is_not_counted_as_clipped(m: ModuleType) -> None:
+    """V_old + (V - V_old) is not V in float32: here it lies farther from R, by one bit."""
+    values = torch.tensor([0.11626286804676056, 0.1236698105931282])
+    old = torch.tensor([-0.010489828884601593, 0.021449517458677292])
+    _, metrics = m.value_loss(values, old, torch.zeros(2), torch.ones(2), 0.2)
+    assert metrics["clipped"] == 0
+
+
 def test_without_a_clip_it_is_half_the_squared_error(m: ModuleType) -> None:
     # (1 + 4 + .64 + .16 + 1) / 2 / 4 = .85, gradient (V - R) / 4
     values = VALUES.clone().requires_grad_()
