@@ -23,7 +23,7 @@ from torch import nn
 from rlhfctl.data.encode import encode_sft, tools_of
 from rlhfctl.data.load import load_samples
 from rlhfctl.data.samples import Sample
-from rlhfctl.errors import Refused
+from rlhfctl.errors import Refused, RunFailed
 from rlhfctl.evaluation.answers import Answer, Judge
 from rlhfctl.evaluation.run import Answerer
 from rlhfctl.evaluation.settings import Settings
@@ -39,6 +39,7 @@ from rlhfctl.recipe.sections import DataSource, Policy
 from rlhfctl.recipe.tasks import ReftRecipe, SftRecipe
 from rlhfctl.rewards.build import build_sources
 from rlhfctl.rollout.engine import build_engine
+from rlhfctl.rollout.types import EngineLost
 from rlhfctl.run_dir import write_text
 from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.trainers import checkpoint, ppo_rollout, sft
@@ -166,8 +167,12 @@ def online(ctx: RunContext) -> None:
     for step in range(start, total):
         began = time.perf_counter()
         asked = [prompts[row] for row in order.batch(step)]
-        with logbook.timed("rollout"):
-            mine = ppo_rollout.sample(ctx, recipe, engine, encoder, asked, step)
+        try:
+            with logbook.timed("rollout"):
+                mine = ppo_rollout.sample(ctx, recipe, engine, encoder, asked, step)
+        except EngineLost as lost:
+            checkpoint.keep(ctx, models, optimizers, state)
+            raise RunFailed(f"{lost.message}; the state before it is kept, continue with --resume") from lost
         with logbook.timed("reward"):
             found, failures = ppo_rollout.score(
                 ctx, recipe, sources, asked, mine, step + 1, state["failures"], encoder

@@ -3,21 +3,23 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhfctl.errors import Interrupted, Refused, UsageError
+from rlhfctl.errors import Interrupted, Refused, RunFailed, UsageError
 from rlhfctl.evaluation.answers import Answer
 from rlhfctl.models import attention
 from rlhfctl.models.load import prepare
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.sections import Reward, Template
 from rlhfctl.rewards.build import Source, build_sources
+from rlhfctl.rollout.types import EngineLost
 from rlhfctl.run_dir import RunDir
 from rlhfctl.templates.encode import ChatEncoder
-from rlhfctl.trainers import reft, self_training
+from rlhfctl.trainers import ppo_rollout, reft, self_training
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.self_training import distinct_right, right_rows, train_batch
 from rlhfctl.trainers.trajectory import Trajectory
@@ -103,6 +105,32 @@ def test_a_stop_in_either_phase_changes_nothing(method: str, chains: Path, tmp_p
     assert all(len(text) % 2 for own in answers.values() for text in own)
     assert not (tmp_path / "whole/sampled").exists()
     assert whole[3]["loss/sft"] > whole[2]["loss/sft"]
+
+
+def test_an_engine_that_is_lost_online_keeps_the_step_before(
+    chains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    lost: list[int] = []
+    sample = ppo_rollout.sample
+
+    def spy(*given: Any) -> list[Trajectory]:
+        if len(asked) == 8 and not lost:
+            lost.append(given[5])
+            raise EngineLost("stopped: no rollout server is left")
+        asked.extend(prompt.sample.id for prompt in given[4])
+        return sample(*given)
+
+    monkeypatch.setattr(ppo_rollout, "sample", spy)
+    given = overrides(chains, tmp_path, "online_st")
+    given = [each for each in given if not each.startswith(("train.steps", "train.batch_size"))]
+    given += ["rollout.n=2", "train.batch_size=16", "train.steps=null", "train.epochs=1"]
+    with pytest.raises(RunFailed, match="no rollout server is left; the state before it is kept"):
+        run(tmp_path / "run", given)
+    assert RunDir(tmp_path / "run").newest_checkpoint() == tmp_path / "run/checkpoints/step_000003"
+    run(tmp_path / "run", given, resume=True)
+    assert lost == [3]
+    assert len(asked) == 24
 
 
 def test_samples_are_judged_under_the_template_section(
