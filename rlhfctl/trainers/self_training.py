@@ -166,7 +166,7 @@ def online(ctx: RunContext) -> None:
 
     for step in range(start, total):
         began = time.perf_counter()
-        asked = [prompts[row] for row in order.batch(step)]
+        asked = [prompts[row] for row in order.batch(step - ctx.first)]
         try:
             with logbook.timed("rollout"):
                 mine = ppo_rollout.sample(ctx, recipe, engine, encoder, asked, step)
