@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rlhfctl.collector import resting
 from rlhfctl.errors import Interrupted, RlhfctlError, RunFailed, Unable, is_disk_full
@@ -63,7 +63,7 @@ def run(
 ) -> int:
     """Train on this rank and return the exit code; status.json (rank 0) and the rank's error file tell the rest.
 
-    attempt 0: another node numbers the attempts, rank 0 tells the number. console: where rank 0's lines for the
+    attempt 0: another node numbers the attempts, its ranks tell the number. console: where rank 0's lines for the
     user go besides the rank's log; None: the attempt's console file, which the launcher follows.
     """
     directory = RunDir(run_dir)
@@ -228,12 +228,11 @@ def join(recipe: "AnyRecipe", device: "torch.device") -> None:
 
 
 def agree_on(attempt: int) -> int:
-    """Rank 0's attempt number on every rank."""
-    import torch.distributed as dist
+    """The number that the leader's workers were told, on every rank. Rank 0 may be another node's: torchrun numbers
+    nodes in the order of their addresses as texts."""
+    from rlhfctl.trainers.distributed import any_rank
 
-    numbers: list[Any] = [attempt]
-    dist.broadcast_object_list(numbers, src=0)
-    return int(numbers[0])
+    return any_rank(attempt)
 
 
 def leave(inline: bool) -> None:

@@ -142,7 +142,8 @@ def open_attempt(
 
 
 def follow_leader(recipe: "AnyRecipe", plan: Plan, run: RunDir, resume: bool, quiet: bool) -> Result:
-    """On the other nodes: only run the agent; rank 0's node numbers the attempt and writes the status."""
+    """On the other nodes: only run the agent; the leader numbers the attempt, and rank 0 (here, perhaps) writes the
+    status."""
     logs = run.logs / f"node-{os.uname().nodename}-{os.getpid()}"
     logs.mkdir(parents=True, exist_ok=True)
     argv = launcher_argv(recipe, plan)
@@ -200,7 +201,7 @@ def whole_command(argv: list[str], plan: Plan, logs: Path, program: list[str]) -
 
 
 def worker_program(run: RunDir, attempt: int, resume: bool) -> list[str]:
-    """What the launcher starts on every rank. attempt 0: rank 0 tells the number."""
+    """What the launcher starts on every rank. attempt 0: the leader's ranks tell the number."""
     arguments = [str(run.path.absolute()), f"--attempt={attempt}", *["--resume"] * resume]
     return ["-m", "rlhfctl.worker", *arguments]
 

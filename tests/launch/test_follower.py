@@ -1,20 +1,47 @@
 """A worker of another node trains by what the leader's node has written, also where it was there first."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from rlhfctl.launch.deepspeed import free_port
 from rlhfctl.recipe.load import dump, load_recipe
+from rlhfctl.worker import agree_on
 
-pytestmark = pytest.mark.heavy
+
+def report_agreed(rank: int, told: int, meeting: str, queue: "Queue[tuple[int, int]]") -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    queue.put((rank, agree_on(told)))
+    dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("leader", [0, 1])
+def test_the_attempt_is_the_leader_s_whichever_ranks_its_node_has(leader: int, tmp_path: Path) -> None:
+    """torchrun numbers nodes by their addresses as texts: rank 0 is on 10.0.0.10 where 10.0.0.2 leads."""
+    fork = multiprocessing.get_context("fork")
+    queue: Queue[tuple[int, int]] = fork.Queue()
+    ranks = [
+        fork.Process(
+            target=report_agreed, args=(rank, 3 * (rank == leader), str(tmp_path / "meeting"), queue)
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    assert sorted(queue.get(timeout=60) for _ in ranks) == [(0, 3), (1, 3)]
+    for process in ranks:
+        process.join(60)
+
+
+@pytest.mark.heavy
 def test_a_recipe_that_changes_after_it_was_read(chains: Path, tmp_path: Path) -> None:
     def write(steps: int) -> None:
         overrides = [

@@ -56,14 +56,16 @@ def test_two_nodes_give_the_losses_of_one(nodes: tuple[str, str], chains: Path, 
     one = RunDir(tmp_path / "one")
     assert subprocess.run(command(chains, one.path, "train.steps=6"), capture_output=True).returncode == 0
     both = RunDir(tmp_path / "both")
-    keys = ["train.steps=6", "launch.nnodes=2", f"launch.rdzv_endpoint={ENDPOINT}"]
-    # The follower comes first: it finds no directory, and the leader must not take its logs for an earlier run.
-    follower = on(nodes[1], command(chains, both.path, *keys))
+    # The follower comes first: it finds no directory, and the leader must not take its logs for an earlier run. Its
+    # address comes first too, so that torchrun gives it rank 0.
+    keys = ["train.steps=6", "launch.nnodes=2", "launch.rdzv_endpoint=10.211.77.2:29477"]
+    follower = on(nodes[0], command(chains, both.path, *keys))
     time.sleep(3)
-    leader = on(nodes[0], command(chains, both.path, *keys))
+    leader = on(nodes[1], command(chains, both.path, *keys))
     told, errors = leader.communicate(timeout=240)
     assert leader.returncode == 0, errors
     assert told.strip() == str(both.path)
+    assert "step 6/6" in errors
     _, errors = follower.communicate(timeout=60)
     assert follower.returncode == 0, errors
     assert both.read_status()["state"] == "done"
