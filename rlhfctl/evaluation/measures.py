@@ -60,11 +60,12 @@ def of_answers(answers: Sequence[Answer], method: str) -> dict[str, Estimate | N
 def cost(
     answers: Sequence[Answer], method: str, tokens: Sequence[int], steps: Sequence[int]
 ) -> dict[str, Estimate | None]:
-    """Everything that was generated, over the number of problems solved by it."""
-    solved = [float(bool(answer.correct)) for answer in answers]
+    """Everything that was generated, over the number of problems solved by it; both of the judged answers."""
+    judged = [place for place, answer in enumerate(answers) if answer.correct is not None]
+    solved = [float(bool(answers[place].correct)) for place in judged]
     return {
-        f"steps_per_solved/{method}": ratio(steps, solved),
-        f"tokens_per_solved/{method}": ratio(tokens, solved),
+        f"steps_per_solved/{method}": ratio([steps[place] for place in judged], solved),
+        f"tokens_per_solved/{method}": ratio([tokens[place] for place in judged], solved),
     }
 
 

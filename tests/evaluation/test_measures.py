@@ -83,6 +83,17 @@ def test_measures_of_two_prompts(encoder: ChatEncoder) -> None:
     assert found["tokens_per_solved/greedy"] == 2 * (len(RIGHT) + 1)
 
 
+def test_the_cost_of_an_answer_that_nobody_judged_is_left_out(encoder: ChatEncoder) -> None:
+    rows = [judged(encoder, [RIGHT, WRONG]), judged(encoder, [RIGHT, WRONG])]
+    for row in rows:
+        row.chosen, row.search_tokens, row.search_steps = row.samples[0], 70, 10
+    rows[1].greedy.correct = None  # the first sample, too
+    found = measures.measure(rows, "best_of_2", 2, 0)
+    for name, value in (("greedy", 5), ("best_of_2", 10)):
+        cost = found[f"steps_per_solved/{name}"]
+        assert (cost.value, cost.n) == (value, 1)
+
+
 def test_votes_of_part_of_the_samples_are_averaged_over_blocks(encoder: ChatEncoder) -> None:
     row = judged(encoder, [WRONG, RIGHT, RIGHT, WRONG, WRONG, RIGHT, NONE, NONE])
     # blocks of four: 9 8 8 9 -> 9 (came first), 9 8 - - -> 9; blocks of three: 8, 9
