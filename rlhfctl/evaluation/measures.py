@@ -146,6 +146,6 @@ def _difference(pairs: Sequence[tuple[bool | None, bool | None]]) -> Estimate | 
 
 
 def failures(rows: Sequence["Row"]) -> int:
-    """Answers that the verifier could not judge."""
-    answers = [answer for row in rows for answer in (row.greedy, *row.samples, row.chosen) if answer]
-    return sum(answer.failure is not None for answer in answers)
+    """Answers without a verdict, each counted once: best of n chooses one of the samples."""
+    answers = {id(each): each for row in rows for each in (row.greedy, *row.samples, row.chosen) if each}
+    return sum(answer.correct is None for answer in answers.values())

@@ -94,6 +94,14 @@ def test_the_cost_of_an_answer_that_nobody_judged_is_left_out(encoder: ChatEncod
         assert (cost.value, cost.n) == (value, 1)
 
 
+def test_each_answer_without_a_verdict_is_counted_once(encoder: ChatEncoder) -> None:
+    row = judged(encoder, [WRONG, RIGHT, RIGHT])
+    row.samples[0].failure = "another source: timeout"  # takes no verdict away
+    row.samples[1].correct, row.samples[1].failure = None, "rules: timeout"
+    row.chosen = row.samples[1]
+    assert measures.failures([row]) == 1
+
+
 def test_votes_of_part_of_the_samples_are_averaged_over_blocks(encoder: ChatEncoder) -> None:
     row = judged(encoder, [WRONG, RIGHT, RIGHT, WRONG, WRONG, RIGHT, NONE, NONE])
     # blocks of four: 9 8 8 9 -> 9 (came first), 9 8 - - -> 9; blocks of three: 8, 9
