@@ -119,7 +119,7 @@ def _reward_scores(
 def _best_of_n(rows: Sequence["Row"], values: Sequence[Sequence[float]], alpha: float) -> None:
     for row, found in zip(rows, values, strict=True):
         for answer, value in zip(row.samples, found, strict=True):
-            answer.score = value + alpha * answer.logprob
+            answer.score = value + alpha * answer.logprob if value > -math.inf else None
         row.chosen = row.samples[best_of(found, [answer.logprob for answer in row.samples], alpha)]
         row.search_tokens = sum(answer.tokens for answer in row.samples)
         row.search_steps = sum(answer.steps for answer in row.samples)

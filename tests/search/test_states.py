@@ -141,6 +141,8 @@ def test_samples_that_a_reward_model_cannot_score_are_told() -> None:
     said: list[str] = []
     _best_of_n(rows, _reward_scores(SimpleNamespace(score=score), rows, said.append), 0.0)  # type: ignore[arg-type]
     assert [row.chosen and row.chosen.text for row in rows] == ["yy", "long"]
+    # What results.jsonl gets is JSON: minus infinity is not.
+    assert [[each.score for each in row.samples] for row in rows] == [[1, None, 2], [None, None]]
     assert said == [
         "warning: the reward model scored 2 of 5 samples, and only they compete; first failure: too long"
     ]
