@@ -113,16 +113,25 @@ def _rollout(rollout: Rollout, settings: Settings) -> Rollout:
 
 
 def lineage(model: str) -> list[DataSource]:
-    """Training data of a run's final/ and of the runs that it started from, as long as recipes tell."""
+    """Training data of the run that wrote a model and of the runs that it started from, as long as recipes tell."""
     found: list[DataSource] = []
     seen: set[Path] = set()
     place: str | None = model
     while place is not None:
-        run = RunDir(Path(place).absolute().parent)
-        if Path(place).name != "final" or not run.recipe.is_file() or run.path in seen:
+        run = run_of(Path(place).absolute())
+        if run is None or run.path in seen:
             break
         seen.add(run.path)
         recipe = read_resolved(run.recipe)
         found += recipe.data.train
         place = recipe.policy.path
     return found
+
+
+def run_of(model: Path) -> RunDir | None:
+    """The run whose final/, warmup/, rounds/N/policy or checkpoints/step_N/policy the directory is."""
+    up = 0 if model.name in ("final", "warmup") else 2
+    if up and (model.name != "policy" or model.parts[-3:-2] not in (("rounds",), ("checkpoints",))):
+        return None
+    run = RunDir(model.parents[up])
+    return run if run.recipe.is_file() else None

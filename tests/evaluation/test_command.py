@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from rlhfctl.evaluation.subject import lineage
+
 Evaluate = Callable[..., tuple[dict[str, Any], str]]
 
 
@@ -94,6 +96,16 @@ def test_prompts_that_were_trained_on_are_counted(
         str(finished_run / "final"), "--data", str(tmp_path / "mixed.jsonl"), "--verifier", "chain_answer"
     )
     assert told["overlap"] == 3
+
+
+def test_every_model_of_a_run_tells_what_it_was_trained_on(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copy(finished_run / "recipe.yaml", tmp_path / "recipe.yaml")
+    known = [source.path for source in lineage(str(finished_run / "final"))]
+    assert len(known) == 1
+    for model in ("final", "warmup", "rounds/1/policy", "checkpoints/step_000010/policy"):
+        assert [source.path for source in lineage(str(tmp_path / model))] == known
+    for model in ("policy", "final/policy", "elsewhere", "checkpoints/step_000010", "rounds/1/value_model"):
+        assert lineage(str(tmp_path / model)) == []
 
 
 @pytest.mark.parametrize(
