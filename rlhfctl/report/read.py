@@ -1,7 +1,6 @@
 """What a run directory holds, as far as it is there and whole: a report of a run that failed early is a report too."""
 
 import json
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from rlhfctl.run_dir import RunDir, json_lines
 
 MOST_TREES = 3
 MOST_SAMPLES = 400  # newest records of samples.jsonl that are looked at
+LARGEST = 1e300  # of a number in a curve: differences of larger ones are infinite
 
 
 @dataclass(slots=True)
@@ -42,12 +42,12 @@ class Run:
     damaged: list[str] = field(default_factory=list)
 
     def series(self, name: str) -> list[tuple[float, float]]:
-        """(step, value) where the metric has a finite value."""
+        """(step, value) where the metric has a value that can be drawn."""
         return [
             (float(row["step"]), float(row[name]))
             for row in self.metrics
             if isinstance(row.get(name), int | float)
-            and math.isfinite(row[name])
+            and abs(row[name]) < LARGEST
             and isinstance(row.get("step"), int)
         ]
 
@@ -100,7 +100,12 @@ def objects(run: Run, path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found, bad = [], 0
-    for line in json_lines(path.read_text(encoding="utf-8", errors="replace")):
+    try:
+        lines = json_lines(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError as error:
+        run.damaged.append(f"{path.name}: {error}")
+        return []
+    for line in lines:
         try:
             row = json.loads(line)
         except ValueError:

@@ -104,6 +104,16 @@ def test_damaged_files_are_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert "damaged: metrics.jsonl: 1 line(s)" in page([read])
 
 
+def test_a_file_that_cannot_be_opened_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    (run / "quarantine.jsonl").unlink()
+    (run / "quarantine.jsonl").mkdir()  # what any user fails to open
+    read = read_run(run)
+    assert [line.split(":")[0] for line in read.damaged] == ["quarantine.jsonl"]
+    assert len(read.samples) == 8
+    assert "damaged: quarantine.jsonl" in page([read])
+
+
 def test_a_response_with_a_line_separator_is_one_line(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     (run / "samples.jsonl").unlink()
@@ -120,7 +130,7 @@ def test_a_response_with_a_line_separator_is_one_line(tmp_path: Path) -> None:
 def test_a_point_that_is_no_finite_number_is_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", steps=3)
     with open(run / "metrics.jsonl", "a") as file:
-        for number in ("NaN", "Infinity", "-Infinity", "1e999"):
+        for number in ("NaN", "Infinity", "-Infinity", "1e999", "1" + 400 * "0", "1e308", "-1e308"):
             file.write(f'{{"step": 9, "reward/mean": {number}, "loss/none": {number}}}\n')
     read = read_run(run)
     assert [step for step, _ in read.series("reward/mean")] == [1.0, 2.0, 3.0]
