@@ -29,7 +29,8 @@ def page(runs: list[Run]) -> str:
         *(of_one(run, several=len(runs) > 1) for run in runs),
         "</body></html>",
     ]
-    return "".join(parts)
+    # A name of other bytes than UTF-8 and half of a surrogate pair are no characters that a page can hold.
+    return "".join(parts).encode("utf-8", "replace").decode()
 
 
 def section(title: str, body: str) -> str:

@@ -114,6 +114,16 @@ def test_a_file_that_cannot_be_opened_is_told_and_the_rest_is_shown(tmp_path: Pa
     assert "damaged: quarantine.jsonl" in page([read])
 
 
+def test_what_is_no_character_is_a_question_mark(tmp_path: Path) -> None:
+    run = make_run(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")))
+    with open(run / "samples.jsonl", "a") as file:
+        file.write('{"step": 2, "shaped_reward": 9, "response": "half \\ud83d"}\n')
+    text = page([read_run(run)])
+    assert "half ?" in text
+    assert "/caf?</b>" in text
+    text.encode()
+
+
 def test_a_response_with_a_line_separator_is_one_line(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     (run / "samples.jsonl").unlink()
