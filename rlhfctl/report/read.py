@@ -74,7 +74,7 @@ def read_run(path: Path) -> Run:
     run.preflight = one_object(run, directory.preflight)
     run.metrics = objects(run, directory.metrics)
     run.samples = objects(run, directory.samples)[-MOST_SAMPLES:]
-    for found in sorted({*path.glob("eval.json"), *path.glob("*/eval.json"), *path.glob("*/*/eval.json")}):
+    for found in evaluations_of(path):
         trees = objects(run, found.with_name("trees.jsonl"))[:MOST_TREES]
         name = found.parent.relative_to(path).as_posix()
         run.evaluations.append(Evaluation("eval" if name == "." else name, one_object(run, found), trees))
@@ -82,6 +82,11 @@ def read_run(path: Path) -> Run:
         cause = str(row.get("error") or "").splitlines() or [""]
         run.quarantine[(str(row.get("source")), str(row.get("status")), cause[0][:200])] += 1
     return run
+
+
+def evaluations_of(run: Path) -> list[Path]:
+    """The eval.json of the run directory and of two levels below."""
+    return sorted({*run.glob("eval.json"), *run.glob("*/eval.json"), *run.glob("*/*/eval.json")})
 
 
 def one_object(run: Run, path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rlhfctl.errors import RlhfctlError, Unable
 from rlhfctl.report.page import page
-from rlhfctl.report.read import read_run
+from rlhfctl.report.read import evaluations_of, read_run
 
 SECONDS = 2
 SCRIPT = """<script>
@@ -60,7 +60,9 @@ def watch(runs: list[Path], port: int, ready: Callable[[str], None]) -> None:
 def tag_of(runs: list[Path]) -> str:
     """Changes when a file does that the page is made of."""
     seen = []
-    for path in [run / name for run in runs for name in WATCHED]:
+    evaluated = [path for run in runs for path in evaluations_of(run)]
+    trees = [path.with_name("trees.jsonl") for path in evaluated]
+    for path in [*(run / name for run in runs for name in WATCHED), *evaluated, *trees]:
         try:
             status = path.stat()
         except OSError:
@@ -76,7 +78,7 @@ def handler(runs: list[Path]) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             # Another site's name that resolves to this machine must not read it.
-            if self.headers.get("Host", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
+            if self.headers.get("Host", "").partition(":")[0] not in ("127.0.0.1", "localhost"):
                 self.answer(403, "only as 127.0.0.1 or localhost")
             elif self.path != "/":
                 self.answer(404, "there is one page: /")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhfctl.report.watch import handler
+from rlhfctl.report.watch import handler, tag_of
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ def test_it_follows_the_run_and_ends_as_it_is_told(
     assert newer != tag
     assert get(f"{address}etc/passwd")[0] == 404
     assert get(address, Host=f"evil.example:{port[1]}")[0] == 403
+    assert get(address, Host="localhost")[0] == 200  # as of port 80
     (run / "recipe.yaml").rename(run / "gone")
     assert "is not a run directory" in get(address)[1]  # a sentence, and served on
     assert not list(run.glob("report.html"))
@@ -86,6 +87,15 @@ def test_it_follows_the_run_and_ends_as_it_is_told(
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, "")
     assert "Traceback" not in err
+
+
+def test_the_tag_follows_every_file_of_the_page(run: Path) -> None:
+    tags = [tag_of([run])]
+    (run / "first/eval").mkdir(parents=True)
+    for name in ("samples.jsonl", "eval.json", "first/eval/eval.json", "first/eval/trees.jsonl"):
+        (run / name).write_text("{}\n")
+        tags.append(tag_of([run]))
+    assert len(set(tags)) == 5
 
 
 def test_a_port_in_use_and_options_that_do_not_fit(run: Path) -> None:
