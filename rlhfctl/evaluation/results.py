@@ -71,11 +71,18 @@ def write(directory: Path, lines: Sequence[dict[str, Any]], result: "Result") ->
     return directory
 
 
-def refuse_unwritable(settings: "Settings") -> None:
-    """Before anything is sampled: hours of answers are not lost for a directory that nobody can write to. Raises
-    UsageError; makes the directories, no file."""
-    wanted = [settings.out / RESULTS] if settings.out is not None else []
-    for path in [*wanted, *(each for each in (settings.trajectories, settings.trees) if each is not None)]:
+def refuse_unwritable(settings: "Settings", data: Sequence[str]) -> None:
+    """Before anything is sampled: hours of answers are not lost for a directory that nobody can write to, nor what is
+    evaluated on or another result for a name that is given twice. Raises UsageError; makes the directories, no file."""
+    wanted = [] if settings.out is None else [settings.out / RESULTS, settings.out / SUMMARY]
+    wanted += [each for each in (settings.trajectories, settings.trees) if each is not None]
+    taken = {os.path.realpath(each) for each in data}
+    for path in wanted:
+        if os.path.realpath(path) in taken and not path.is_char_device():
+            raise UsageError(
+                f"{path} would be overwritten: it holds the prompts, or another option writes it too"
+            )
+        taken.add(os.path.realpath(path))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

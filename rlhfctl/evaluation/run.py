@@ -135,7 +135,7 @@ def evaluate(settings: Settings, say: Say) -> Result:
         say(
             f"warning: {overlaps} of {len(prompts)} prompts are in the training data too: their answers may be memory"
         )
-    results.refuse_unwritable(settings)
+    results.refuse_unwritable(settings, [source.path for source in subject.data])
     guide = guided.load_guide(settings, answerer)
     sources = build_sources(subject.reward, answerer.encoder)
     try:

@@ -128,6 +128,12 @@ def test_every_model_of_a_run_tells_what_it_was_trained_on(finished_run: Path, t
         (("RUN", "--search", "beam", "--value-model", "RUN/final"), 5, "is not a value model"),
         (("RUN", "--out", "/proc/x"), 2, "cannot write /proc/x/results.jsonl"),
         (("RUN", "--search", "sample", "--save-trajectories", "."), 2, "cannot write .: it is a directory"),
+        (("RUN", "--search", "sample", "--save-trajectories", "DATA"), 2, "jsonl would be overwritten"),
+        (
+            ("RUN", "--search", "sample", "--out", ".", "--save-trajectories", "./results.jsonl"),
+            2,
+            "results.jsonl would be overwritten",
+        ),
         *[
             (
                 ("RUN", "--search", "sample", "--temperature", given),
