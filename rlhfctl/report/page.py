@@ -12,9 +12,12 @@ from rlhfctl.report.style import LINES, STYLE
 # The first charts of the page, where a run has them; all others follow, folded, by group.
 FIRST = (
     "reward/mean", "eval/accuracy", "eval/path_accuracy", "kl/reference", "kl/rollout", "length/response", "entropy",
-    "clip/fraction", "loss/sft", "loss/rm", "eval/loss", "eval/rm_accuracy", "rm/accuracy", "rm/margin", "loss/policy",
+    "clip/fraction", "loss/sft", "loss/rm", "eval/loss", "rm/accuracy", "rm/margin", "loss/policy",
     "loss/value", "value/explained_variance", "grad_norm", "tokens_per_second",
 )  # fmt: skip
+# What the verdict tells, and without any of it the first of these that a run has.
+TOLD = ("eval/accuracy", "reward/mean", "eval/loss")
+ELSE = ("rm/accuracy", "loss/sft", "loss/rm", "loss/policy")
 
 
 def page(runs: list[Run]) -> str:
@@ -50,10 +53,10 @@ def overview(runs: list[Run]) -> str:
         state = str(run.status.get("state", "unknown"))
         step = run.status.get("step")
         said = [state if step is None else f"{state} at step {step}", str(run.recipe.get("task", ""))]
-        for name in ("eval/accuracy", "reward/mean", "eval/rm_accuracy", "eval/loss"):
-            line = run.series(name)
-            if len(line) > 1:
-                said.append(f"{name} {line[0][1]:.4g} → {line[-1][1]:.4g}")
+        courses = {name: run.series(name) for name in (*TOLD, *ELSE)}
+        moved = [name for name, line in courses.items() if len(line) > 1]
+        for name in [name for name in moved if name in TOLD] or moved[:1]:
+            said.append(f"{name} {courses[name][0][1]:.4g} → {courses[name][-1][1]:.4g}")
         reason = run.status.get("reason")
         lines.append(
             f"<p><span class='key key{index % COLOURS}'></span><b>{escape(str(run.path))}</b> "

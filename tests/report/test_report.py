@@ -104,6 +104,19 @@ def test_damaged_files_are_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert "damaged: metrics.jsonl: 1 line(s)" in page([read])
 
 
+def test_the_verdict_tells_how_a_run_went_that_evaluated_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    said = {}
+    for name in ("loss/sft", "rm/accuracy", "eval/accuracy"):
+        with open(run / "metrics.jsonl", "w") as file:
+            for step in (1, 2):
+                file.write(
+                    json.dumps({"step": step, "grad_norm": 1, "loss/sft": 3 / step, name: step / 4}) + "\n"
+                )
+        said[name] = re.findall(r"(\S+ \S+ → [0-9.]+)", page([read_run(run)]))
+    assert said == {name: [f"{name} 0.25 → 0.5"] for name in said}
+
+
 def test_a_file_that_cannot_be_opened_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     (run / "quarantine.jsonl").unlink()
