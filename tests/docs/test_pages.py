@@ -10,6 +10,7 @@ from rlhfctl.recipe.algorithm import Algorithm
 from rlhfctl.recipe.oreo_sections import Collect, OfflineReasoning, ValueFit
 from rlhfctl.recipe.rollout_server import RolloutServer
 from rlhfctl.recipe.tracking import Tracking, Wandb
+from rlhfctl.report.page import ELSE, FIRST, TOLD
 
 PPO_SECTIONS = [Algorithm, sections.Rollout, sections.ValueModel, sections.Shaping]
 SFT_SECTIONS = [sections.Data, sections.Train, sections.Optim]
@@ -102,6 +103,15 @@ def test_every_metric_of_the_trainers_is_in_the_glossary(repo: Path) -> None:
     }
     assert {"loss/sft", "loss/policy", "reward/mean", "kl/rollout", "clip/fraction"} <= written
     assert written - named == set()
+
+
+def test_every_metric_that_a_page_or_the_report_names_is_in_a_glossary(repo: Path) -> None:
+    known = named_in((repo / "docs/metrics.md").read_text()) | named_in((repo / "docs/eval.md").read_text())
+    for path in (repo / "docs").rglob("*.md"):
+        for name in named_in(path.read_text()):
+            assert name in known or not METRIC.fullmatch(f'"{name}"'), f"{path.name} names {name}"
+    for name in (*FIRST, *TOLD, *ELSE):
+        assert name in known
 
 
 def test_every_file_that_the_pages_name_exists(repo: Path) -> None:
