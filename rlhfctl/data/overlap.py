@@ -12,12 +12,17 @@ from rlhfctl.recipe.sections import DataSource
 
 def key(sample: Sample) -> str:
     """The conversation up to the answer, system message aside: a recipe may have put one before either set."""
-    turns: list[Any] = [
+    return turns(sample.prompt())
+
+
+def turns(messages: Sequence[dict[str, Any]]) -> str:
+    """Messages as one text that is the same for the same ones, those of the system aside."""
+    said: list[Any] = [
         (message.get("role"), message.get("content"))
-        for message in sample.prompt()
+        for message in messages
         if message.get("role") != "system"
     ]
-    return json.dumps(turns, sort_keys=True, default=str)
+    return json.dumps(said, sort_keys=True, default=str)
 
 
 def shared_prompts(samples: Sequence[Sample], others: Sequence[Sample]) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhfctl.data.overlap import key, turns
+from rlhfctl.data.samples import Sample
 from rlhfctl.errors import UsageError
 from rlhfctl.evaluation.estimates import Estimate, paired_difference
 from rlhfctl.evaluation.results import RESULTS
@@ -19,11 +21,13 @@ def read(path: Path) -> Records:
     try:
         rows = [json.loads(line) for line in json_lines(file.read_text(encoding="utf-8"))]
         return {
-            row["id"]: {name: row[name] for name in ("accuracy", "path_accuracy", "method")} for row in rows
+            row["id"]: {name: row[name] for name in ("accuracy", "path_accuracy", "method")}
+            | {"turns": turns(row["messages"]) if "messages" in row else None}
+            for row in rows
         }
     except OSError as error:
         raise UsageError(f"--compare {file}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"--compare {file} is no results.jsonl of `rlhfctl eval --out`") from None
 
 
@@ -31,6 +35,18 @@ def refuse_strangers(ids: Sequence[str], other: Records) -> None:
     """Before anything is generated. Raises UsageError where no prompt is in both."""
     if other.keys().isdisjoint(ids):
         raise UsageError("--compare: the two evaluations have no prompt (id) in common")
+
+
+def other_prompts(prompts: Sequence[Sample], other: Records) -> str | None:
+    """A warning where ids that both have stand for other prompts, as numbers of rows of two files do."""
+    common = [prompt for prompt in prompts if prompt.id in other]
+    moved = [prompt.id for prompt in common if other[prompt.id]["turns"] not in (None, key(prompt))]
+    if not moved:
+        return None
+    return (
+        f"warning: --compare pairs by id, and {len(moved)} of {len(common)} ids in common have another prompt there, "
+        f"{moved[0]} first: what is compared may be other questions"
+    )
 
 
 def differences(records: Sequence[dict[str, Any]], other: Records) -> dict[str, Estimate]:

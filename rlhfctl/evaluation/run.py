@@ -126,6 +126,8 @@ def evaluate(settings: Settings, say: Say) -> Result:
         raise Refused(f"no prompt is left to evaluate on: {dropped.sentence()}")
     if other is not None:
         compare.refuse_strangers([prompt.sample.id for prompt in prompts], other)
+        if warning := compare.other_prompts([prompt.sample for prompt in prompts], other):
+            say(warning)
     if len(prompts) < len(samples):
         say(f"warning: {dropped.sentence()}")
     overlaps = (

@@ -111,7 +111,7 @@ def test_the_other_evaluation_is_read_line_by_line(tmp_path: Path) -> None:
     rows = [{"id": str(row), "accuracy": 1.0, "path_accuracy": None, "method": "greedy"} for row in range(2)]
     write_lines(tmp_path / "results.jsonl", [{**row, "text": "a\u2028b\u0085"} for row in rows])
     found = compare.read(tmp_path)
-    assert found["1"] == {"accuracy": 1.0, "path_accuracy": None, "method": "greedy"}
+    assert found["1"] == {"accuracy": 1.0, "path_accuracy": None, "method": "greedy", "turns": None}
     assert len(found) == 2
 
 

@@ -10,7 +10,7 @@ from rlhfctl.data.encode import encode_prompts, encode_sft
 from rlhfctl.data.encode_offline import encode_offline
 from rlhfctl.data.load import load_samples
 from rlhfctl.data.samples import Sample
-from rlhfctl.evaluation import collect, measures, results
+from rlhfctl.evaluation import collect, compare, measures, results
 from rlhfctl.evaluation.answers import Answer, Judge, verifier_of
 from rlhfctl.evaluation.run import Row, State
 from rlhfctl.evaluation.subject import verifier_source
@@ -131,6 +131,18 @@ def test_gains_over_greedy_are_paired(encoder: ChatEncoder) -> None:
     found = measures.gains(rows, "beam_2")
     assert found["accuracy beam_2 - greedy"].value == pytest.approx(1 / 3)
     assert found["path_accuracy beam_2 - greedy"].value == pytest.approx((1 + 0 - 1) / 3)
+
+
+def test_a_comparison_tells_of_ids_that_stand_for_other_prompts(encoder: ChatEncoder, tmp_path: Path) -> None:
+    results.write_lines(tmp_path / "results.jsonl", results.records([judged(encoder, [RIGHT])], "greedy"))
+    other = compare.read(tmp_path)
+    asked = [{"role": "user", "content": "3+8*2-9+5?"}]
+    under_system = [{"role": "system", "content": "Be brief."}, *asked]
+    assert compare.other_prompts([Sample("a", asked), Sample("b", [])], other) is None
+    assert compare.other_prompts([Sample("a", under_system)], other) is None
+    told = compare.other_prompts([Sample("a", [{"role": "user", "content": "1+1?"}])], other)
+    assert told is not None
+    assert "1 of 1 ids in common have another prompt there, a first" in told
 
 
 def test_balance_keeps_the_first_of_each_kind(encoder: ChatEncoder) -> None:
