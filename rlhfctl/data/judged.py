@@ -116,6 +116,11 @@ def _pair(better: list[Message], worse: list[Message], rest: Row) -> Judged:
     if better == worse:
         raise BadRow("chosen and rejected are the same")
     margin = _number(rest.pop("margin"), "margin") if rest.get("margin") is not None else None
+    if margin is not None and margin < 0:
+        raise BadRow(
+            f"margin is {margin:g}: the rejected answer would be the better one; swap the two, or rename the column "
+            "with data.*.columns to leave it out"
+        )
     judgement = Judgement(rejected=worse, margin=margin)
     return better[:-1], better[-1]["content"], rest.pop("label", None), judgement
 

@@ -103,6 +103,10 @@ def test_margin_metadata_and_id() -> None:
         ({"prompt": "q", "chosen": ["a", "b"], "rejected": ["c", "d"]}, r"chosen\[0\] has no 'role'"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "1"}, "margin must be a finite number"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("nan")}, "margin must be a finite"),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b", "margin": -0.5},
+            "margin is -0.5: the rejected answer",
+        ),
         ({"chosen": "a", "rejected": "b"}, "none of the columns"),
         ({"chosen": [USER, GOOD], "rejected": [USER, USER]}, "rejected does not end with an assistant"),
         ({"question": "q", "response_A": "a", "response_B": "b", "label": 1}, "label is 1: one of A>B, B>A"),
