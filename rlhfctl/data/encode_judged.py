@@ -102,6 +102,8 @@ def _row(
         elif reward is not None:
             target = float(reward > wanted.threshold)
     labels = judgement.step_labels if wanted.steps and judgement.steps is not None else None
+    if labels is not None and all(label is None for label in labels):
+        labels = None
     if pair is None and target is None and labels is None:
         report.drop(NOTHING_JUDGED, sample, f"the objective is {wanted.objective}")
         return None

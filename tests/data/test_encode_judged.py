@@ -12,6 +12,8 @@ from rlhfctl.templates.encode import ChatEncoder
 PAIRWISE = Wanted("pairwise", False, False, 0.5)
 EVERYTHING = Wanted("pairwise", True, True, 0.5)
 STEPS = {"prompt": "1+2?", "completions": ["1+2=3", "#3"], "labels": [True, False]}
+HUMAN = {"completions": [], "human_completion": {"text": "1+2=3", "rating": None}, "chosen_completion": None}
+UNRATED = {"question": {"problem": "1+2?"}, "label": {"steps": [HUMAN], "finish_reason": "solution"}}
 PAIR = {"prompt": "1+2?", "chosen": "1+2=3\n#3", "rejected": "#4", "margin": 0.5}
 
 
@@ -87,6 +89,7 @@ def test_targets_of_answers(bridge, row, format, wanted, target):
         (STEPS, "stepwise", Wanted("outcome", False, False, 0.5)),
         (PAIR, "preference", Wanted("step", True, False, 0.5)),
         ({"prompt": "1?", "response": "2", "reward": 1}, "trajectory", PAIRWISE),
+        (UNRATED, "prm800k", Wanted("step", True, False, 0.5)),
     ],
 )
 def test_rows_without_what_the_objective_uses_are_left_out_and_counted(bridge, row, format, wanted):
