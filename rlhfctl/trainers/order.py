@@ -24,10 +24,11 @@ class BatchOrder:
         self.epochs: list[list[int]] = []
 
     def _extend(self) -> None:
+        if all(row is None for row in self.rows):
+            raise ValueError("there is no usable row")
         order = epoch_order(self.reports, self.seed, len(self.epochs), self.shuffle)
+        # Nothing, where a small weight takes few rows and all of them were dropped.
         kept = [row for index in order if (row := self.rows[index]) is not None]
-        if not kept:
-            raise ValueError("an epoch holds no usable row")
         self.epochs.append(kept)
         self.epoch_starts.append(self.epoch_starts[-1] + len(kept))
 
@@ -46,7 +47,7 @@ class BatchOrder:
         return rows
 
     def steps_for(self, epochs: int) -> int:
-        """Steps that cover `epochs` passes, the last one filled up from the next epoch."""
+        """Steps that cover `epochs` passes, the last one filled up from the next epoch; at least one."""
         while len(self.epochs) < epochs:
             self._extend()
-        return math.ceil(self.epoch_starts[epochs] / self.batch_size)
+        return max(1, math.ceil(self.epoch_starts[epochs] / self.batch_size))

@@ -50,6 +50,14 @@ def test_steps_for_epochs_rounds_up():
     assert order(rows=10, batch=4).steps_for(2) == 5
 
 
+def test_an_epoch_whose_few_rows_are_all_left_out_is_passed_over():
+    rows = [index if index % 5 == 0 else None for index in range(20)]
+    scarce = BatchOrder([report(0, 20, weight=0.05)], rows, 1, 3, True)
+    assert {row for step in range(20) for row in scarce.batch(step)} <= {0, 5, 10, 15}
+    assert [] in scarce.epochs
+    assert BatchOrder([report(0, 20, weight=0.05)], rows, 1, 3, True).steps_for(1) == 1
+
+
 def test_nothing_usable_is_an_error():
     with pytest.raises(ValueError, match="no usable row"):
         order(rows=3, dropped=(0, 1, 2)).batch(0)
