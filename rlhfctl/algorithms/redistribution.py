@@ -5,7 +5,7 @@
     attention    g_t = alpha_t * RM(x, y)                ABC, arXiv 2402.00782: alpha_t, what the scored token attends
                                                          to in the last layer, mean over heads, over the response 1
     r_t = share * g_t + 1[t = last] * (score - share * sum_t g_t)        the total kept
-    r_t = share * g_t + 1[t = last] * (1 - share) * score                the total not kept
+    r_t = share * g_t + 1[t = last] * ((1 - share) * score + share * rest)       the total not kept
 
 Shapes: B samples, T response tokens, mask [B, T]. Units: reward.
 
@@ -13,6 +13,7 @@ Shapes: B samples, T response tokens, mask [B, T]. Units: reward.
    the last token's remainder, and so is RM(x), which no token of the response earned.
 2. The remainder stands on the last masked token, where the whole score stands without redistribution.
 3. With the total kept, share 0 is no redistribution, and the sum over tokens is the score for every share.
+4. rest is what was not spread: the scores of other sources, in the units of g_t; the whole score where there is no g_t.
 """
 
 from torch import Tensor
@@ -32,14 +33,14 @@ def attended(weights: Tensor, score: float) -> Tensor:
 
 
 def redistribute(
-    token_scores: Tensor, scores: Tensor, mask: Tensor, share: float, preserve_total: bool
+    token_scores: Tensor, scores: Tensor, rest: Tensor, mask: Tensor, share: float, preserve_total: bool
 ) -> tuple[Tensor, Tensor]:
     """(token rewards [B, T], what is left for the last token [B]).
 
-    token_scores [B, T]; scores [B]. Raises ValueError on a token score outside the mask.
+    token_scores [B, T]; scores, rest [B]. Raises ValueError on a token score outside the mask.
     """
     mask = mask.bool()
     refuse_outside(token_scores, mask)
     given = share * token_scores
-    left = scores - given.sum(1) if preserve_total else (1.0 - share) * scores
+    left = scores - given.sum(1) if preserve_total else (1.0 - share) * scores + share * rest
     return given, left

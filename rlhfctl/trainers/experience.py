@@ -214,4 +214,5 @@ def dense_rewards(
     ]
     if not redistributes(shaping):
         return pad(parts), scores
-    return redistribute(pad(parts), scores, mask, shaping.redistribution_share, shaping.preserve_total)
+    rest = torch.tensor([each.shaped if each.unspread is None else each.unspread for each in trajectories])
+    return redistribute(pad(parts), scores, rest, mask, shaping.redistribution_share, shaping.preserve_total)

@@ -109,6 +109,7 @@ def score(
             trajectory.token_rewards = token_rewards.token_scores(
                 trajectory, sources, mine_of, recipe.reward, encoder
             )
+            trajectory.unspread = token_rewards.unspread(sources, mine_of)
             trajectory.reward_metrics |= token_rewards.step_agreement(sources, mine_of)
     everyone: list[Trajectory] = sorted(gather_lists(mine), key=lambda trajectory: trajectory.index)
     quarantined: list[dict[str, Any]] = gather_lists(scored.failures)

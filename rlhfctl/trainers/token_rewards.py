@@ -35,13 +35,26 @@ def token_scores(
     for source in sources:
         weight = source.weight if spread else source.span_weight
         spans = outcomes[source.name].spans
-        if not weight or not spans or (spread and not getattr(source, "spreads", False)):
+        if not weight or not spans or (spread and not spreads(source, outcomes)):
             continue
         places = torch.tensor([(span.start, span.end) for span in spans])
         scores = span_scores(source, spans)
         by_token = spread or reward.granularity == "token"
         total += weight * spans_to_tokens(offsets, places, scores, trajectory.mask, by_token)
     return total
+
+
+def spreads(source: Source, outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether redistribution spreads this source's score of this response."""
+    return bool(source.weight and outcomes[source.name].spans and getattr(source, "spreads", False))
+
+
+def unspread(sources: Sequence[Source], outcomes: Mapping[str, Outcome]) -> float | None:
+    """The weighted scores of the sources that spread nothing over the response; None where none does."""
+    whole = [source for source in sources if not spreads(source, outcomes)]
+    if len(whole) == len(sources):
+        return None
+    return sum(source.weight * (outcomes[source.name].score or 0.0) for source in whole)
 
 
 def span_scores(source: Source, spans: Sequence[Span]) -> Tensor:

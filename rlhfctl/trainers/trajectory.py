@@ -18,7 +18,8 @@ class Trajectory:
     index: place in the step's global batch; samples of one prompt are neighbours. reward: the weighted sum of the
     sources, None where one failed; shaped: what training uses; logprobs [T]: the sampler's. reward_metrics: what the
     sources say beside the score. token_rewards [T]: rewards of parts of the response before shaping, None where only
-    the whole one is rewarded. observed: which response tokens the policy did not write, None: it wrote them all.
+    the whole one is rewarded. unspread: of `reward` what redistribution spreads over no token, None: nothing was
+    spread. observed: which response tokens the policy did not write, None: it wrote them all.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Trajectory:
     shaped: float = 0.0
     reward_metrics: dict[str, float] = field(default_factory=dict)
     token_rewards: Tensor | None = None
+    unspread: float | None = None
     observed: list[bool] | None = None
 
     @property

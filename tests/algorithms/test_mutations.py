@@ -411,6 +411,8 @@ MUTATIONS: dict[str, list[tuple[str, str]]] = {
         ("scores - given.sum(1)", "scores"),
         ("scores - given.sum(1)", "scores + given.sum(1)"),
         ("(1.0 - share) * scores", "scores"),
+        ("scores + share * rest", "scores"),
+        ("scores + share * rest", "scores + rest"),
         ("if preserve_total else", "if not preserve_total else"),
     ],
 }  # fmt: skip

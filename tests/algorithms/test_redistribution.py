@@ -38,7 +38,7 @@ def test_the_total_is_kept(m: ModuleType) -> None:
     # Score 3 of which the tokens earned 2.5; .5 (RM(x)) is left. The second row was clipped to 1: -1.5 is left.
     scores, mask = doubles(3, 1), doubles([1, 1, 1], [1, 1, 0])
     tokens = doubles([1.5, -0.5, 1.5], [2, 0.5, 0])
-    given, left = m.redistribute(tokens, scores, mask, 1.0, True)
+    given, left = m.redistribute(tokens, scores, scores, mask, 1.0, True)
     assert_close(given, tokens)
     assert_close(left, doubles(0.5, -1.5))
     assert_close(token_rewards(left, mask, token_reward=given), doubles([1.5, -0.5, 2], [2, -1, 0]))
@@ -49,7 +49,7 @@ def test_the_sum_is_the_score_for_every_share(share: float) -> None:
     tokens, scores = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
     mask = torch.rand(4, 6) < 0.7
     mask[:, 2] = True
-    given, left = redistribution.redistribute(tokens * mask, scores, mask, share, True)
+    given, left = redistribution.redistribute(tokens * mask, scores, scores, mask, share, True)
     rewards = token_rewards(left, mask, token_reward=given)
     assert_close(rewards.sum(1), scores)
     if share == 0.0:
@@ -58,12 +58,15 @@ def test_the_sum_is_the_score_for_every_share(share: float) -> None:
 
 def test_a_share(m: ModuleType) -> None:
     tokens, scores, mask = doubles([1, 3]), doubles(10), doubles([1, 1])
-    given, left = m.redistribute(tokens, scores, mask, 0.25, True)
+    none, rule = doubles(0), doubles(2)
+    given, left = m.redistribute(tokens, scores, none, mask, 0.25, True)
     assert (given.tolist(), left.tolist()) == ([[0.25, 0.75]], [9.0])
-    given, left = m.redistribute(tokens, scores, mask, 0.25, False)
+    given, left = m.redistribute(tokens, scores, none, mask, 0.25, False)
     assert (given.tolist(), left.tolist()) == ([[0.25, 0.75]], [7.5])
+    # 2 of the 10 are a rule's, which stay: 8 * .75 + 2.
+    assert m.redistribute(tokens, scores, rule, mask, 0.25, False)[1].tolist() == [8.0]
 
 
 def test_a_token_score_outside_the_mask_is_refused(m: ModuleType) -> None:
     with pytest.raises(ValueError, match="1 rewards stand outside the response mask"):
-        m.redistribute(doubles([1, 1]), doubles(1), doubles([1, 0]), 1.0, True)
+        m.redistribute(doubles([1, 1]), doubles(1), doubles(0), doubles([1, 0]), 1.0, True)

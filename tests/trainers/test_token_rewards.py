@@ -12,7 +12,7 @@ from rlhfctl.rewards.outcome import Outcome, Span
 from rlhfctl.templates.encode import ChatEncoder
 from rlhfctl.trainers.experience import build
 from rlhfctl.trainers.ppo_metrics import batch_metrics
-from rlhfctl.trainers.token_rewards import step_agreement, token_scores
+from rlhfctl.trainers.token_rewards import step_agreement, token_scores, unspread
 from rlhfctl.trainers.token_table import token_table
 from rlhfctl.trainers.trajectory import Trajectory
 
@@ -100,13 +100,28 @@ def test_step_rewards_reach_the_advantages():
 def test_the_shaped_score_is_the_total_of_a_redistribution(preserve, total, form):
     """Tokens earned 1 and 2; shaping left -2 (a penalty, say): -5 is left for the last token, or nothing."""
     trajectory = Trajectory(0, "r", [1], [2, 3, 4], torch.zeros(3), False, "", 3.0, -2.0)
-    trajectory.token_rewards = torch.tensor([1.0, 2.0, 0.0])
+    trajectory.token_rewards, trajectory.unspread = torch.tensor([1.0, 2.0, 0.0]), 0.0
     algorithm = Algorithm(kl_coef=0.0, whiten_advantages=False)
     shaping = Shaping(redistribution=form, preserve_total=preserve)
     experience = build([trajectory], torch.zeros(1, 3), None, torch.zeros(1, 3), algorithm, 1, shaping)
     assert float(experience.rewards.sum()) == total
     assert experience.rewards[0, :2].tolist() == [1.0, 2.0]
     assert (experience.sum_error == 0.0) == preserve
+
+
+def test_what_no_token_gets_stays_on_the_last_one():
+    """A rule's 4 beside a model's 3, of which the tokens have 1 and 2; and a response that the model cannot spread."""
+    sources = [source("model", spreads=True), source(weight=2.0)]
+    outcomes = {"model": Outcome("ok", 3.0, [Span(0, 1, 1.0), Span(1, 2, 2.0)]), "rule": Outcome("ok", 2.0)}
+    assert unspread(sources, outcomes) == 4.0
+    assert unspread(sources, outcomes | {"model": Outcome("ok", 3.0)}) is None
+    pair = [Trajectory(k, "r", [1], [2, 3, 4], torch.zeros(3), False, "", 7.0, 7.0) for k in range(2)]
+    pair[0].token_rewards, pair[1].token_rewards = torch.tensor([1.0, 2.0, 0.0]), torch.zeros(3)
+    pair[0].unspread = 4.0
+    algorithm = Algorithm(kl_coef=0.0, whiten_advantages=False)
+    shaping = Shaping(redistribution="difference", preserve_total=False)
+    found = build(pair, torch.zeros(2, 3), None, torch.zeros(2, 3), algorithm, 1, shaping)
+    assert found.rewards.tolist() == [[1.0, 2.0, 4.0], [0.0, 0.0, 7.0]]
 
 
 def test_agreement_of_a_model_with_a_rule():
