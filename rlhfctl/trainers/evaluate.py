@@ -94,12 +94,13 @@ class Evaluator:
         scored = score_samples(self.sources, samples)
         rows: list[dict[str, float]] = []
         for index, answer in enumerate(answers):
-            row = {"response_length": float(len(answer.response_ids))}
+            row: dict[str, float] = {}
+            for outcomes in scored.outcomes.values():  # of sources that report one name the first one counts
+                row = {NAMES.get(key, key): value for key, value in outcomes[index].metrics.items()} | row
+            row["response_length"] = float(len(answer.response_ids))
             total = scored.totals[index]
             if total is not None:
                 row["reward"] = total
-            for outcomes in scored.outcomes.values():
-                row |= {NAMES.get(key, key): value for key, value in outcomes[index].metrics.items()}
             rows.append(row)
         rows = gather_lists(rows)
         names = sorted({name for row in rows for name in row})

@@ -99,11 +99,14 @@ def score(
     scored = score_samples(sources, rows)
     for place, trajectory in enumerate(mine):
         trajectory.reward = scored.totals[place]
+        scores: dict[str, float] = {}
         for name, outcomes in scored.outcomes.items():
-            trajectory.reward_metrics |= outcomes[place].metrics
+            # Of sources that report one name the first one counts.
+            trajectory.reward_metrics = outcomes[place].metrics | trajectory.reward_metrics
             found = outcomes[place].score
             if found is not None and len(sources) > 1:
-                trajectory.reward_metrics[name] = found
+                scores[name] = found
+        trajectory.reward_metrics |= scores
         if token_rewards.wanted(recipe.reward) and trajectory.reward is not None:
             mine_of = {name: outcomes[place] for name, outcomes in scored.outcomes.items()}
             trajectory.token_rewards = token_rewards.token_scores(
@@ -149,7 +152,7 @@ def usable(
             f"stopped at step {step}: none of the {len(everyone)} samples has a reward to train on "
             "(all failed, or reward.shaping.truncated drops them all)"
         )
-    metrics = shaped.metrics | means(everyone) | _spread(everyone, [source.name for source in sources])
+    metrics = means(everyone) | shaped.metrics | _spread(everyone, [source.name for source in sources])
     metrics["reward/failures"] = float(failures)
     if recipe.reward.granularity != "sequence":
         metrics["reward/earned"] = statistics.fmean(
@@ -162,10 +165,10 @@ def means(trajectories: list[Trajectory]) -> dict[str, float]:
     """Means over the samples that have them: the raw score, each source's score, what the sources report."""
     values: dict[str, list[float]] = {}
     for trajectory in trajectories:
-        if trajectory.reward is not None:
-            values.setdefault("raw", []).append(trajectory.reward)
         for name, value in trajectory.reward_metrics.items():
             values.setdefault(name, []).append(value)
+    raw = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
+    values |= {"raw": raw} if raw else {}
     return {f"reward/{name}": sum(found) / len(found) for name, found in sorted(values.items())}
 
 

@@ -1,18 +1,24 @@
 """Metrics over rows of unequal length, by hand: what stands in the padding is in none of them."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from rlhfctl.data.encode import PromptRow
+from rlhfctl.data.samples import Sample
 from rlhfctl.models.load import load_causal_lm
 from rlhfctl.models.tokenizer import policy_encoder
 from rlhfctl.recipe.load import load_recipe
 from rlhfctl.recipe.sections import Policy
+from rlhfctl.rewards.normalise import Running
+from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.rollout.engine import HfEngine
 from rlhfctl.run_dir import RunDir
+from rlhfctl.trainers import ppo_rollout
 from rlhfctl.trainers.context import RunContext
 from rlhfctl.trainers.evaluate import Evaluator
 from rlhfctl.trainers.experience import Experience
@@ -46,6 +52,39 @@ def test_a_batch_of_two_rows():
     assert metrics["returns/mean"] == 8 / 4
     assert metrics["advantage/mean"] == 4.0
     assert metrics["advantage/std"] == pytest.approx(math.sqrt(8 / 4))
+
+
+class Judge:
+    """Gives every answer one score, and metrics."""
+
+    weight, span_weight = 1.0, 0.0
+
+    def __init__(self, name, score, metrics):
+        self.name, self.outcome = name, Outcome("ok", score, metrics=metrics)
+
+    def score(self, samples):
+        return [self.outcome for _ in samples]
+
+
+def test_a_sources_own_metrics_replace_none_of_ours():
+    """Names that are taken (raw, clipped, reward, response_length, another source); of two alike the first counts."""
+    taken = {"raw": 9.0, "clipped": 9.0, "reward": 9.0, "response_length": 9.0, "rule": 9.0}
+    sources = [Judge("rule", 1.0, {"correct": 1.0}), Judge("mine", 2.0, {**taken, "correct": 0.0})]
+    recipe = load_recipe("quickstart/ppo", ["reward.shaping.clip=[0, 2]", "rollout.n=1"]).recipe
+    prompt = PromptRow(Sample("r0", [{"role": "user", "content": "1?"}]), [1])
+    ctx = SimpleNamespace(rank=0, world=1)
+    one = trajectory(0, 3)
+    scored, _ = ppo_rollout.score(ctx, recipe, sources, [prompt], [one], 1, 0, None)
+    found = ppo_rollout.usable(recipe, sources, scored, 1, 0, Running()).metrics
+    assert (found["reward/raw"], found["reward/clipped"], found["reward/rule"]) == (3.0, 2.0, 1.0)
+    assert (found["reward/correct"], found["reward/reward"]) == (1.0, 9.0)
+
+    evaluator = object.__new__(Evaluator)
+    evaluator.ctx, evaluator.prompts, evaluator.sources, evaluator.sampling = ctx, [prompt], sources, None
+    evaluator.encoder = SimpleNamespace(decode_response=lambda ids: "2")
+    engine = SimpleNamespace(generate=lambda requests, sampling: [SimpleNamespace(response_ids=[5, 6])])
+    found = evaluator._greedy_answers(engine)
+    assert (found["eval/reward"], found["eval/response_length"], found["eval/accuracy"]) == (3.0, 2.0, 1.0)
 
 
 def test_the_margin_of_a_pair_is_in_the_loss_of_an_evaluation():
