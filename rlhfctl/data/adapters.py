@@ -13,6 +13,7 @@ from rlhfctl.data.qa import question_parts
 from rlhfctl.data.reasoning import ncot, pcot
 from rlhfctl.data.samples import Message, Sample, content_id
 from rlhfctl.data.turns import (
+    WEIGHTS,
     check_weights,
     hh_turns,
     messages_from,
@@ -103,9 +104,11 @@ def _prompt_response(rest: Row) -> tuple[list[Message], str | None, Any]:
 
 
 def _rich_answer(value: Any, column: str) -> Message | None:
-    """One assistant message that holds more than text; it stays a message, as those of a `messages` row do."""
+    """One assistant message with more than text, or a weight of 0; it stays a message, as those of `messages` rows."""
     turn = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if not isinstance(turn, dict) or turn.get("role") != "assistant" or not says_more(turn):
+    if not isinstance(turn, dict) or turn.get("role") != "assistant":
+        return None
+    if not says_more(turn) and all(turn.get(key) in (None, 1) for key in WEIGHTS):
         return None
     return messages_from([turn], column)[0]
 

@@ -20,6 +20,8 @@ from rlhfctl.data.native_pairs import auto_j, panda_lm, rm_bench
 from rlhfctl.data.samples import Judgement, Message, Sample
 from rlhfctl.data.templated import chatml_turns
 from rlhfctl.data.turns import (
+    WEIGHTS,
+    check_weights,
     hh_turns,
     messages_from,
     refuse_spoken,
@@ -147,6 +149,7 @@ def _trajectory(rest: Row, separator: str) -> Judged:
         raise BadRow("has no reward")
     reward = _number(rest.pop("label" if marked else "reward"), "reward")
     prompt = _prompt(rest)
+    check_weights(prompt)
     column = next((column for column in RESPONSE_COLUMNS if rest.get(column) is not None), None)
     steps = _steps(rest.pop("steps"), "steps") if rest.get("steps") is not None else None
     if column is not None:
@@ -154,6 +157,8 @@ def _trajectory(rest: Row, separator: str) -> Judged:
     elif steps is not None:
         response = separator.join(steps)
     elif prompt[-1]["role"] == "assistant":
+        if any(prompt[-1].get(key) == 0 for key in WEIGHTS):
+            raise BadRow("the last message, which its reward is about, has the weight 0")
         response, prompt = response_text(prompt[-1], "the last message"), prompt[:-1]
     else:
         raise BadRow(f"has no answer (looked for {', '.join(RESPONSE_COLUMNS)}, steps)")

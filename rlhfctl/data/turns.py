@@ -28,6 +28,7 @@ SHAREGPT_ROLES = {
 }
 # Keys of a turn that say something beside its content; a response of text alone would lose them.
 SPOKEN = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+WEIGHTS = ("weight", "loss_weight")
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -39,10 +40,11 @@ def messages_from(turns: Any, column: str) -> list[Message]:
 
 
 def check_weights(messages: list[Message]) -> None:
-    """OpenAI's `weight` of an assistant message: 0 is read but not trained on, 1 is as without one."""
+    """`weight` (OpenAI's) and `loss_weight` of an assistant message: 0 is read but not trained on, 1 is as without."""
     for index, message in enumerate(messages):
-        if message["role"] == "assistant" and message.get("weight") not in (None, 0, 1):
-            raise BadRow(f"message {index + 1} has weight {message['weight']!r}: only 0 and 1 are trained")
+        for key in WEIGHTS if message["role"] == "assistant" else ():
+            if message.get(key) not in (None, 0, 1):
+                raise BadRow(f"message {index + 1} has {key} {message[key]!r}: only 0 and 1 are trained")
 
 
 def sharegpt_turns(turns: Any, column: str) -> list[Message]:

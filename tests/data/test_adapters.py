@@ -15,9 +15,9 @@ def turns(sample: Sample) -> list[tuple[str, Any]]:
 
 
 def test_messages_keep_their_keys_and_the_row_its_columns() -> None:
-    row = {"messages": [USER, {**BOT, "loss_weight": 0.5}], "label": {"x": [1]}, "source": "s", "n": None}
+    row = {"messages": [USER, {**BOT, "loss_weight": 0.0}], "label": {"x": [1]}, "source": "s", "n": None}
     sample = adapt(row, "messages")
-    assert sample.messages[1] == {"role": "assistant", "content": "a", "loss_weight": 0.5}
+    assert sample.messages[1] == {"role": "assistant", "content": "a", "loss_weight": 0.0}
     assert sample.response is None
     assert sample.label == {"x": [1]}
     assert sample.metadata == {"source": "s", "n": None}
@@ -173,16 +173,23 @@ def test_qa(row: dict[str, Any], question: str, label: Any, response: str) -> No
     assert (sample.label, sample.response) == (label, response)
 
 
+@pytest.mark.parametrize("key", ["weight", "loss_weight"])
 @pytest.mark.parametrize("weight", [0.5, 2, -1, "1"])
-def test_a_weight_of_a_message_that_is_neither_0_nor_1_is_refused(weight: Any) -> None:
+def test_a_weight_of_a_message_that_is_neither_0_nor_1_is_refused(weight: Any, key: str) -> None:
     for given in (0, 1, 0.0, 1.0, None):
-        adapt({"messages": [USER, {**BOT, "weight": given}]}, "messages")
-    adapt({"messages": [{**USER, "weight": 0.5}, BOT]}, "messages")
-    with pytest.raises(BadRow, match=f"message 2 has weight {weight!r}: only 0 and 1 are trained"):
-        adapt({"messages": [USER, {**BOT, "weight": weight}]}, "messages")
-    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": weight}]
-    with pytest.raises(BadRow, match="message 2 has weight"):
+        adapt({"messages": [USER, {**BOT, key: given}]}, "messages")
+    adapt({"messages": [{**USER, key: 0.5}, BOT]}, "messages")
+    with pytest.raises(BadRow, match=f"message 2 has {key} {weight!r}: only 0 and 1 are trained"):
+        adapt({"messages": [USER, {**BOT, key: weight}]}, "messages")
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", key: weight}]
+    with pytest.raises(BadRow, match=f"message 2 has {key}"):
         adapt({"conversations": turns}, "sharegpt")
+
+
+@pytest.mark.parametrize("key", ["weight", "loss_weight"])
+def test_the_weight_of_a_response_given_as_a_message_is_kept(key: str) -> None:
+    sample = adapt({"prompt": "q", "response": {**BOT, key: 0}}, "prompt_response")
+    assert sample.conversation()[-1] == {**BOT, key: 0}
 
 
 def test_given_ids_win_and_hashes_ignore_order_and_system() -> None:

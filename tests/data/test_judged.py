@@ -207,6 +207,11 @@ def test_trajectories(row: dict[str, Any], reward: float, steps: list[str] | Non
         ({"prompt": "q", "reward": 1}, "has no answer"),
         ({"messages": [GOOD], "reward": 1}, "has no prompt before the answer"),
         ({"messages": [USER, {**GOOD, **CALL}], "reward": 1}, "the last message holds tool_calls"),
+        (
+            {"messages": [USER, {**GOOD, "loss_weight": 0}], "reward": 1},
+            "its reward is about, has the weight 0",
+        ),
+        ({"messages": [USER, {**GOOD, "weight": 0.5}], "reward": 1}, "message 2 has weight 0.5"),
     ],
 )
 def test_bad_trajectories(row: dict[str, Any], reason: str) -> None:
