@@ -6,7 +6,7 @@ A key at its default is never reported, so a resolved recipe, which spells out e
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhfctl.recipe.sections import Reward
+    from rlhfctl.recipe.sections import Data, Reward
     from rlhfctl.recipe.tasks import OreoRecipe, PpoRecipe, ReftRecipe, RmRecipe
 
 GROUP_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_baseline")
@@ -126,6 +126,22 @@ def ignored_keys(recipe: "PpoRecipe") -> list[str]:
     ]
     if recipe.reference is not None and not penalised:
         found.append("reference is ignored here: it belongs to algorithm.kl_coef above 0")
+    return found
+
+
+def ignored_keys_of_data(data: "Data", task: str) -> list[str]:
+    """As ignored_keys, of tasks that learn from no judgement, and of the sources of data.eval."""
+    found = []
+    if task == "ppo" and data.train_on != type(data).model_fields["train_on"].default:
+        found.append("data.train_on is ignored here: it belongs to sft, oreo and reft's warm-up")
+    if task in ("sft", "ppo", "reft") and any(
+        each.step_separator != "\n" for each in [*data.train, *data.eval]
+    ):
+        found.append("data step_separator is ignored here: it belongs to rm and oreo")
+    if any(each.weight != 1.0 for each in data.eval):
+        found.append(
+            "data.eval weight is ignored here: an evaluation reads each row once, limit leaves rows out"
+        )
     return found
 
 

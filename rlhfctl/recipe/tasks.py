@@ -12,6 +12,7 @@ from rlhfctl.recipe.guard import Guard
 from rlhfctl.recipe.ignored import (
     GROUP_ESTIMATORS,
     ignored_keys,
+    ignored_keys_of_data,
     ignored_keys_of_oreo,
     ignored_keys_of_reft,
     ignored_keys_of_rm,
@@ -54,6 +55,12 @@ class Recipe(Section):
     @model_validator(mode="after")
     def deepspeed_fits(self) -> Self:
         if found := zero_rules.problems(self):
+            raise ValueError("\n".join(found))
+        return self
+
+    @model_validator(mode="after")
+    def data_is_read(self) -> Self:
+        if found := ignored_keys_of_data(self.data, getattr(self, "task", "")):
             raise ValueError("\n".join(found))
         return self
 
@@ -272,7 +279,10 @@ class OreoRecipe(Recipe):
                 f"algorithm.value_warmup_steps ({algorithm.value_warmup_steps}) leaves no step for the policy: "
                 f"train.steps is {steps}"
             )
-        if ignored := ignored_keys_of_oreo(self):
+        ignored = ignored_keys_of_oreo(self)
+        if self.reward is not None:
+            ignored += token_rewards.problems(self.reward, None)
+        if ignored:
             raise ValueError("\n".join(ignored))
         return self
 

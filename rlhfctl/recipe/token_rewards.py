@@ -6,15 +6,18 @@ PER_TOKEN = ("gae", "reinforce")
 
 
 def problems(reward: Reward, advantage: str | None) -> list[str]:
-    """One sentence each. advantage: of ppo; None where the reward is for evaluation alone."""
+    """One sentence each. advantage: of ppo; None where scores are taken as they are (sft, oreo)."""
     found: list[str] = []
     dense, shaping = reward.granularity != "sequence", reward.shaping
     spread = shaping.redistribution != "none"
     if advantage is None:
         if dense:
             found.append("reward.granularity is ignored in an evaluation: it belongs to ppo")
-        if spread:
-            found.append("reward.shaping.redistribution is ignored in an evaluation: it belongs to ppo")
+        found += [
+            f"reward.shaping.{key} is ignored here: it belongs to ppo"
+            for key in type(shaping).model_fields
+            if getattr(shaping, key) != type(shaping).model_fields[key].default
+        ]
     elif (dense or spread) and advantage not in PER_TOKEN:
         key = "granularity" if dense else "shaping.redistribution"
         found.append(
@@ -38,12 +41,20 @@ def problems(reward: Reward, advantage: str | None) -> list[str]:
             found.append(
                 f"{where}.step_reward is ignored here: it belongs to granularity step and span_weight"
             )
-    if spread and not any(isinstance(source, ModelSource) for source in reward.sources):
+    if (
+        advantage is not None
+        and spread
+        and not any(isinstance(source, ModelSource) for source in reward.sources)
+    ):
         found.append(
             "reward.shaping.redistribution spreads a reward model's score over the tokens: it needs a source of kind "
             "model"
         )
     for key in ("preserve_total", "redistribution_share"):
-        if not spread and getattr(shaping, key) != type(shaping).model_fields[key].default:
+        if (
+            advantage is not None
+            and not spread
+            and getattr(shaping, key) != type(shaping).model_fields[key].default
+        ):
             found.append(f"reward.shaping.{key} is ignored here: it belongs to redistribution")
     return found

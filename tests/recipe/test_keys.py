@@ -77,3 +77,23 @@ def test_a_service_may_move_but_not_become_another_source() -> None:
     other = load_recipe("quickstart/served-rm", ["reward.sources.0.weight=1.0"]).recipe
     assert [changes.may_change(key) for key in changes.changes(before, moved)] == [True]
     assert [changes.may_change(key) for key in changes.changes(before, other)] == [False]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("quickstart/oreo", ["reward.shaping.clip=[0, 0.5]"], "reward.shaping.clip is ignored here"),
+        ("quickstart/oreo", ["reward.granularity=token"], "reward.granularity is ignored in an evaluation"),
+        (
+            "quickstart/sft",
+            ["reward.shaping.length_penalty=1"],
+            "reward.shaping.length_penalty is ignored here",
+        ),
+        ("quickstart/sft", ["data.eval.0.weight=2"], "data.eval weight is ignored here"),
+        ("quickstart/ppo", ["data.train.0.step_separator=;"], "data step_separator is ignored here"),
+        ("quickstart/ppo", ["data.train_on=last_assistant"], "data.train_on is ignored here"),
+    ],
+)
+def test_keys_that_a_task_does_not_read_are_told(name: str, changes: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_recipe(name, changes)
