@@ -168,6 +168,17 @@ class PpoRecipe(Recipe):
             raise ValueError(
                 "reward.shaping.normalisation group compares samples of a prompt: rollout.n must be 2 or more"
             )
+        bounds = self.reward.shaping.clip
+        if bounds is not None and bounds[0] >= bounds[1]:
+            raise ValueError(
+                "reward.shaping.clip is [low, high] with low < high: else every reward is the same"
+            )
+        buffer, longest = self.reward.shaping.overlong_buffer, self.rollout.max_new_tokens
+        if buffer > longest:
+            raise ValueError(
+                f"reward.shaping.overlong_buffer ({buffer}) is longer than rollout.max_new_tokens ({longest}): the "
+                "penalty would begin before the response does"
+            )
         if advantage != "gae" and self.value_model is not None:
             raise ValueError(f"algorithm.advantage {advantage} uses no value model: remove value_model")
         if self.algorithm.loss == "gspo":

@@ -92,8 +92,10 @@ def test_a_service_may_move_but_not_become_another_source() -> None:
         ("quickstart/sft", ["data.eval.0.weight=2"], "data.eval weight is ignored here"),
         ("quickstart/ppo", ["data.train.0.step_separator=;"], "data step_separator is ignored here"),
         ("quickstart/ppo", ["data.train_on=last_assistant"], "data.train_on is ignored here"),
+        ("quickstart/ppo", ["reward.shaping.clip=[1, -1]"], r"clip is \[low, high\] with low < high"),
+        ("quickstart/ppo", ["reward.shaping.overlong_buffer=500"], r"overlong_buffer \(500\) is longer than"),
     ],
 )
-def test_keys_that_a_task_does_not_read_are_told(name: str, changes: list[str], said: str) -> None:
+def test_keys_that_mean_nothing_in_their_recipe_are_told(name: str, changes: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         load_recipe(name, changes)
