@@ -1,4 +1,4 @@
-"""What a reward model would learn from: labels that differ, and more than length (D007, D008), a head (W013, W014)."""
+"""What a reward model learns from: labels that differ, more than length (D007, D008), steps (D019), a head (W013)."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -29,6 +29,8 @@ def check(inputs: Inputs) -> Iterator[Finding]:
             rows: list[JudgedRow] = inputs.encoded(split).rows  # type: ignore[assignment]
             yield from label_findings(split, rows)
             yield from length_findings(split, rows)
+    if inputs.has_samples("train"):
+        yield from step_findings(inputs)
 
 
 def encoder_findings(inputs: Inputs) -> list[Finding]:
@@ -121,6 +123,42 @@ def label_findings(split: str, rows: "list[JudgedRow]") -> list[Finding]:
                 )
             )
     return findings
+
+
+def step_findings(inputs: Inputs) -> list[Finding]:
+    """D019: the trained model is read where its separator ends a step, and these rows train other places."""
+    from rlhfctl.templates.places import split_steps
+
+    recipe = inputs.recipe
+    assert recipe.task == "rm"
+    if recipe.algorithm.read != "step_end":
+        return []
+    separator = recipe.data.train[0].step_separator
+    parted = [
+        (sample.origin, each)
+        for sample in inputs.samples("train").samples
+        if (each := sample.judgement) is not None and each.steps
+    ]
+    other = [
+        origin
+        for origin, each in parted
+        if [part.strip() for part in split_steps(each.separator.join(each.steps or []), separator)]
+        != [step.strip() for step in each.steps or []]
+    ]
+    if not other:
+        return []
+    return [
+        Finding(
+            "D019",
+            "warning",
+            f"data.train: {len(other)} of {len(parted)} answers have other steps than {separator!r} cuts them into",
+            f"{', '.join(other[:3])}: final/ is read where {separator!r} ends a step (step_separator of the first "
+            "source), also inside these steps, and was not trained there",
+            "set one step_separator that no step holds in all sources, or split these steps",
+            "data",
+            {"count": len(other)},
+        )
+    ]
 
 
 def length_findings(split: str, rows: "list[JudgedRow]") -> list[Finding]:

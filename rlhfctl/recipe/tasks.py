@@ -130,6 +130,10 @@ class RmRecipe(Recipe):
             )
         if ignored:
             raise ValueError("; ".join(ignored))
+        if self.algorithm.read == "step_end" and not all(each.step_separator for each in self.data.train):
+            raise ValueError(
+                "data step_separator is empty: a model of steps would not find their ends where it scores"
+            )
         return self
 
 

@@ -125,3 +125,17 @@ def test_a_padding_token_that_ends_answers(tmp_path: Path, chains: Path) -> None
         (model / name).write_text(json.dumps(values | {"pad_token": "<eos>"}))
     found = report(tmp_path, chains, [PAIR], {"from_config": str(model), "tokenizer": str(model)})
     assert "W014" in ids(found, "warning")
+
+
+def test_steps_that_are_split_otherwise_when_they_are_scored(tmp_path: Path, chains: Path) -> None:
+    rows = [
+        {"prompt": "1+2?", "completions": ["1+2=3\n1+1=2", "#3"], "labels": [True, False]},
+        {"prompt": "2+2?", "completions": ["2+2=4\n", "#4"], "labels": [True, True]},
+    ]
+    found = report(tmp_path, chains, rows, objective="step")
+    told = [finding for finding in found.findings if finding.id == "D019"]
+    assert [finding.severity for finding in told] == ["warning"]
+    assert told[0].title.startswith("data.train: 1 of 2 answers have other steps")
+    assert "rows.jsonl:1" in told[0].detail
+    # A model of whole answers reads no ends of steps.
+    assert "D019" not in ids(report(tmp_path, chains, [*rows, PAIR], step_coef=1.0), "warning")

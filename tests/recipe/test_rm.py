@@ -28,6 +28,13 @@ BASE = {
         ({"algorithm": {"objective": "step", "margin_coef": 0.5}}, "algorithm.margin_coef is ignored here"),
         ({"algorithm": {"outcome_threshold": 0.1}}, "algorithm.outcome_threshold is ignored here"),
         ({"train": {"steps": 1, "samples_every": 5}}, "train.samples_every is ignored here"),
+        (
+            {
+                "algorithm": {"objective": "step"},
+                "data": {"train": [{"path": "f", "format": "stepwise", "step_separator": ""}]},
+            },
+            "data step_separator is empty",
+        ),
         ({"data": {"train": [{"path": "f"}], "train_on": "last_assistant"}}, "data.train_on is ignored here"),
         (
             {"data": {"train": [{"path": "f", "format": "preference", "step_separator": " "}]}},
