@@ -9,7 +9,7 @@ prm800k, math_shepherd and gsm8k_solutions are published layouts (native.py), as
 (native_pairs.py).
 """
 
-import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -210,8 +210,8 @@ def _steps(value: Any, column: str) -> list[str]:
 
 def _number(value: Any, column: str) -> float:
     """A finite number; true and false are 1 and 0."""
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise BadRow(f"{column} must be a finite number, not {value!r}")
+    if not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise BadRow(f"{column} must be a finite number, not {value!r:.40}")
     return float(value)
 
 

@@ -204,6 +204,7 @@ def test_trajectories(row: dict[str, Any], reward: float, steps: list[str] | Non
     [
         ({"prompt": "q", "response": "a"}, "has no reward"),
         ({"prompt": "q", "response": "a", "reward": float("inf")}, "reward must be a finite number"),
+        ({"prompt": "q", "response": "a", "reward": 10**400}, "reward must be a finite number"),
         ({"prompt": "q", "reward": 1}, "has no answer"),
         ({"messages": [GOOD], "reward": 1}, "has no prompt before the answer"),
         ({"messages": [USER, {**GOOD, **CALL}], "reward": 1}, "the last message holds tool_calls"),
