@@ -99,7 +99,9 @@ class Judge:
             judge = source.name
             if "path_correct" in outcome.metrics:
                 answer.path_correct = bool(outcome.metrics["path_correct"])
+            if "first_wrong_step" in outcome.metrics:
                 answer.first_wrong_step = int(outcome.metrics["first_wrong_step"])
+            if "path_correct" in outcome.metrics and outcome.spans:
                 right, so_far = [], True
                 for span in outcome.spans:
                     so_far = so_far and bool(span.score)

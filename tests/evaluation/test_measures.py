@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from rlhfctl.evaluation.run import Row, State
 from rlhfctl.evaluation.subject import verifier_source
 from rlhfctl.recipe.oreo_sections import OfflineReasoning
 from rlhfctl.recipe.sections import DataSource
+from rlhfctl.rewards.outcome import Outcome
 from rlhfctl.rewards.verifiers import VerifierReward
 from rlhfctl.rollout.delimiters import Delimiters
 from rlhfctl.rollout.types import Rollout
@@ -64,6 +66,24 @@ def test_an_answer_is_read_as_the_verifier_reads_it(encoder: ChatEncoder) -> Non
     assert wrong.steps_right == [True, True, False, False, False]
     assert (none.extracted, none.truncated, none.steps, none.tokens) == (None, True, 2, len(NONE))
     assert wrong.logprob == -0.5 * (len(WRONG) + 1)
+
+
+def test_a_reward_function_may_say_less_than_the_verifier(encoder: ChatEncoder) -> None:
+    class Mine:
+        name, weight, span_weight = "mine.score", 1.0, 0.0
+
+        def score(self, samples: list[dict[str, Any]]) -> list[Outcome]:
+            return [Outcome("ok", 1.0, metrics={"correct": 1.0, "path_correct": 0.0}) for _ in samples]
+
+        def close(self) -> None: ...
+
+    row = judged(encoder, [RIGHT])
+    rollout = Rollout(0, row.prompt.ids, row.greedy.ids, torch.zeros(len(row.greedy.ids)), "stop")
+    (answer,) = Judge([Mine()], encoder, Delimiters(["\n"], encoder.tokenizer.decode))(
+        [row.prompt], [rollout]
+    )
+    assert (answer.correct, answer.path_correct) == (True, False)
+    assert (answer.first_wrong_step, answer.steps_right) == (None, None)
 
 
 def test_measures_of_two_prompts(encoder: ChatEncoder) -> None:
