@@ -21,7 +21,14 @@ from rlhfctl.rewards.spans import step_spans, token_spans
 from rlhfctl.serving.protocol import Granularity
 from rlhfctl.templates.bridge import Bridge, Bridged, BridgeOptions, TooLong
 from rlhfctl.templates.encode import ChatEncoder
-from rlhfctl.templates.places import NotFound, response_places, split_steps, step_places, token_offsets
+from rlhfctl.templates.places import (
+    NotFound,
+    answer,
+    response_places,
+    split_steps,
+    step_places,
+    token_offsets,
+)
 
 TOKENS_PER_FORWARD = 8192
 
@@ -132,8 +139,9 @@ class ModelReward:
     def spans(self, bridged: Bridged, response: str, places: list[int], values: list[float]) -> list[Span]:
         """Of steps: the score is the lowest. Of tokens: the score is the sum; the mean is taken off the last one."""
         mean, std = self.model.mean, self.model.std
-        if self.model.read == "token_sum" and wrote_nothing(bridged):
-            return [Span(0, len(response), (sum(values) - mean) / std)]
+        if self.model.read != "last_token" and not response.strip():
+            assert isinstance(self.model, RewardModel)
+            return [Span(0, len(response), self.model.joined(values))]
         if self.differences and len(values) < 2:
             return []
         if self.differences:
@@ -173,7 +181,10 @@ class ModelReward:
             return [place for place in behind if place <= last] or [last]
         if self.model.read == "token_sum":
             return [place for place in response_places(self.bridge.rm, bridged) if place <= last]
-        return step_places(self.bridge.rm, bridged, split_steps(response, self.model.separator))
+        # Of a response of blanks behind an opened reasoning block the steps are those of the block.
+        written = response if response.strip() else answer(bridged)
+        before = len(answer(bridged)) - len(written)
+        return step_places(self.bridge.rm, bridged, split_steps(written, self.model.separator), before)
 
     def behind_prompt(self, bridged: Bridged) -> list[int]:
         """Of an empty response: the tokens from the end of the generation prompt on, as of others from their first."""
@@ -195,10 +206,7 @@ class ModelReward:
 
 def wrote_nothing(bridged: Bridged) -> bool:
     """Whether the response is empty, or whitespace, which a template may trim and which stands elsewhere too."""
-    content = bridged.messages[-1]["content"]
-    if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content)
-    return not content.strip()
+    return not answer(bridged).strip()
 
 
 def no_spans(path: str, read: str, granularity: str) -> str:

@@ -206,7 +206,9 @@ class RemoteReward:
         error_text = None if reward.status == "ok" else f"{self.name}: {reward.error or reward.status}"
         spans, score = self._own(reward.spans, sent.opened), reward.score
         lowest = min((span.score for span in reward.spans), default=None)
-        if len(spans) < len(reward.spans) and spans and score == lowest:  # of a model that reads steps
+        reads_steps = len(spans) < len(reward.spans) and score == lowest
+        if reads_steps and score is not None:
+            spans = spans or [Span(0, sent.length - sent.opened, score)]
             score = min(span.score for span in spans)
         return Outcome(reward.status, score, spans, reward.metrics, error_text, reward.text_sha256)
 

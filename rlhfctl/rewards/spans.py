@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rlhfctl.rewards.outcome import Span
 from rlhfctl.templates.bridge import Bridged
 from rlhfctl.templates.encode import ChatEncoder
-from rlhfctl.templates.places import response_start, token_offsets
+from rlhfctl.templates.places import answer, response_start, token_offsets
 
 
 def step_spans(response: str, separator: str, scores: Sequence[float]) -> list[Span]:
@@ -25,9 +25,9 @@ def token_spans(
     """One span a token with characters of the response; the scores of others (the end of the turn, parts of a
     character) go to the span before them, so that the sum stays what it was. [] for an empty response."""
     offsets = token_offsets(bridged)
-    start, content = response_start(encoder, bridged)
-    inside = content.find(response)
-    base = start + (inside if inside >= 0 else len(response.lstrip()) - len(response))
+    start, shown = response_start(encoder, bridged)
+    content = answer(bridged)  # it ends with the response; the template may have trimmed it
+    base = start - content.find(shown) + len(content) - len(response)
     spans: list[Span] = []
     before = 0.0  # scores that came before any span
     for place, score in zip(places, scores, strict=True):

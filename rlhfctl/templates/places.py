@@ -18,17 +18,21 @@ def response_places(encoder: ChatEncoder, bridged: Bridged) -> list[int]:
     return list(range(first - bridged.dropped, len(bridged.ids)))
 
 
-def step_places(encoder: ChatEncoder, bridged: Bridged, steps: Sequence[str]) -> list[int]:
-    """For each step the index of the token that holds its last character."""
-    offsets = token_offsets(bridged)
-    start, content = response_start(encoder, bridged)
-    places, position = [], 0
+def step_places(encoder: ChatEncoder, bridged: Bridged, steps: Sequence[str], before: int = 0) -> list[int]:
+    """For each step the index of the token that holds its last character, of those that the template leaves.
+
+    before: characters of the answer in front of the first step."""
+    offsets, content = token_offsets(bridged), answer(bridged)
+    first, shown = response_start(encoder, bridged)
+    start = first - content.find(shown)  # where it would begin if nothing were trimmed
+    places, position = [], before
     for step in steps:
         position = content.find(step, position)
         if position < 0:
             raise NotFound("a step does not stand in the response")
         position += len(step)
-        last = start + position - 1  # whitespace at a step's end may be read as part of the next token
+        # Whitespace at a step's end may be read as part of the next token.
+        last = min(start + position, first + len(shown)) - 1
         places.append(next(index for index, (_, end) in enumerate(offsets) if end > last) - bridged.dropped)
     return places
 
@@ -46,13 +50,19 @@ def token_offsets(bridged: Bridged) -> list[Span]:
     return list(bridged.encoding.offsets)
 
 
+def answer(bridged: Bridged) -> str:
+    """The last answer as the template was given it, a reasoning block that the policy's prompt opened included."""
+    content = bridged.messages[-1]["content"]
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content)
+    return str(content)
+
+
 def response_start(encoder: ChatEncoder, bridged: Bridged) -> tuple[int, str]:
     """Where the last answer stands in bridged.text, and the text of it that stands there.
 
     It is what ends where the template's own end begins: an answer of one letter stands inside a marker too."""
-    content = bridged.messages[-1]["content"]
-    if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content)
+    content = answer(bridged)
     text, after = bridged.text, bridged.after
     forms = [form for form in (content, content.rstrip(), content.lstrip(), content.strip()) if form]
     for form in forms:

@@ -1,11 +1,16 @@
 """Scores through the bridge are those of the reward model's own pipeline, whatever template the policy has."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from rlhfctl.recipe.sections import ModelSource, Template
 from rlhfctl.rewards.model import ModelReward
@@ -90,3 +95,75 @@ def test_what_cannot_be_scored_is_an_outcome(shared: Path, tmp_path: Path) -> No
     assert cut.status == "ok"
     folded = ModelReward(section, None, Template(fold_system=True)).score(samples[:1])
     assert folded[0].status == "ok"
+
+
+TRIMS = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+ASKED = [{"role": "user", "content": "2+2?"}]
+
+
+def byte_model(directory: Path, read: str, template: str) -> ModelReward:
+    """A token a character, so that places can be counted; random but for its seed."""
+    alphabet = sorted(ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({letter: place for place, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
+    config = transformers.LlamaConfig(
+        vocab_size=256, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=256, num_labels=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(directory)
+    settings = json.loads((directory / "config.json").read_text()) | {"reward_model": {"read": read}}
+    (directory / "config.json").write_text(json.dumps(settings))
+    (directory / "chat_template.jinja").write_text(template)
+    policy = ChatEncoder(
+        template.replace("[assistant]{% endif", "[assistant]<think>\n{% endif"), {}, tokenizer
+    )
+    return ModelReward(ModelSource(kind="model", path=str(directory)), policy)
+
+
+def read_at(source: ModelReward, response: str, *ends: str) -> list[float]:
+    """What the head says at the last character of each of `ends`, beginnings of the answer."""
+    text = source.bridge.render(ASKED, response)
+    start = text.index("[assistant]") + len("[assistant]")
+    assert all(text.startswith(end, start) for end in ends)
+    places = [start + len(end) - 1 for end in ends]
+    return source.model.at([source.bridge.encode(ASKED, response).ids], [places], 512)[0]
+
+
+def spans(source: ModelReward, response: str) -> list[tuple[int, int, float]]:
+    [outcome] = source.score([{"id": "r", "messages": ASKED, "response": response, "label": None}])
+    return [(span.start, span.end, span.score) for span in outcome.spans]
+
+
+STEPS = [
+    ("think", [(0, 5)], ["<think>\nthink"]),  # the letters of the tag that the prompt opened
+    ("k>\nt", [(0, 2), (3, 4)], ["<think>\nk>", "<think>\nk>\nt"]),
+    ("ab\nc ", [(0, 2), (3, 5)], ["<think>\nab", "<think>\nab\nc"]),
+    (" <think>\nb ", [(0, 8), (9, 11)], ["<think>", "<think>\nb"]),
+    ("\n", [(0, 1)], ["<think>"]),
+]
+
+
+def test_steps_are_read_where_the_policy_wrote_them(tmp_path: Path) -> None:
+    source = byte_model(tmp_path, "step_end", TRIMS)
+    for response, bounds, ends in STEPS:
+        found = spans(source, response)
+        assert [(low, high) for low, high, _ in found] == bounds
+        assert [score for *_, score in found] == pytest.approx(read_at(source, response, *ends), abs=1e-6)
+
+
+def test_tokens_are_read_where_the_policy_wrote_them(tmp_path: Path) -> None:
+    source = byte_model(tmp_path, "token_sum", TRIMS)
+    for response in ("think", "ab\nc "):
+        found = spans(source, response)
+        assert [(low, high) for low, high, _ in found] == [(n, n + 1) for n in range(len(response))]
+        ends = [f"<think>\n{response[:n]}" for n in (2, 3)]
+        assert [score for *_, score in found[1:3]] == pytest.approx(
+            read_at(source, response, *ends), abs=1e-6
+        )
+    [outcome] = source.score([{"id": "r", "messages": ASKED, "response": "", "label": None}])
+    assert [(span.start, span.end, span.score) for span in outcome.spans] == [(0, 0, outcome.score)]

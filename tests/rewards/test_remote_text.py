@@ -123,6 +123,14 @@ def test_a_step_that_the_prompt_opened_is_no_step_of_the_policy(serve: Serve, op
     assert [(s.start, s.end, s.score) for s in outcomes[1].spans] == [(0, 7, 0.0), (8, 12, 1.0)]
 
 
+def test_where_the_policy_wrote_no_step_the_score_has_a_place(serve: Serve, opens: ChatEncoder) -> None:
+    reward = {"score": -2.0, "spans": [{"start": 0, "end": 7, "score": -2.0}]}
+    remote = source(serve(lambda sample: reward, model_info(TEMPLATE)), "step", policy=opens)
+    [outcome] = remote.score(rows(" \n"))
+    remote.close()
+    assert [(s.start, s.end, s.score) for s in outcome.spans] == [(0, 2, -2.0)]
+
+
 @pytest.mark.parametrize("granularity", ["sequence", "step"])
 def test_a_step_that_the_prompt_opened_is_not_the_score_either(
     serve: Serve, opens: ChatEncoder, granularity: Granularity
