@@ -28,14 +28,14 @@ class Rows:
         self._lock = threading.Lock()
 
     def complete(self, sample: dict[str, Any], prompt: str) -> str | None:
-        """Gives the sample its row's messages, metadata, and label where it came without one. The stage of the match,
-        None where there was none."""
+        """Gives the sample its row's messages, metadata, and label where it came without one (OpenRLHF sends "" where
+        it has none). The stage of the match, None where there was none."""
         with self._lock:
             found = self._matcher.find(prompt)
         if found is None or (self._mode == "exact" and found.stage not in EXACT):
             return None
         row = self._samples[found.index]
         sample["messages"], sample["metadata"] = row.prompt(), row.metadata
-        if sample["label"] is None:
+        if sample["label"] in (None, ""):
             sample["label"] = row.label
         return found.stage

@@ -51,6 +51,10 @@ def test_the_row_gives_the_label_and_its_columns(service: tuple[str, Any]) -> No
         "/get_reward", json={"query": [queries[0]], "prompts": [prompts[0]], "labels": ["it"]}
     )
     assert given.json()["rewards"] == [1.0]
+    empty = served.post(
+        "/get_reward", json={"query": queries, "prompts": prompts, "labels": ["", "", None]}
+    )  # OpenRLHF without a label_key
+    assert empty.json()["rewards"] == [1.0, 10.0, 31.0]
 
 
 @pytest.mark.parametrize(
