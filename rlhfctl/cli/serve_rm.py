@@ -117,4 +117,8 @@ def api_key(variable: str | None) -> str | None:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UsageError(f"--api-key-env {variable}: that environment variable is not set or empty")
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            f"--api-key-env {variable}: it holds characters that no HTTP header can carry; a key is plain ASCII"
+        )
     return key

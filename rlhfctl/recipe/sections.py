@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from rlhfctl.recipe.address import check_address
 from rlhfctl.recipe.base import COLDEST, Fraction, NonNegative, Positive, Section
 from rlhfctl.recipe.ignored import ignored_keys_of_reward
 from rlhfctl.recipe.rollout_server import RolloutServer
@@ -190,10 +191,7 @@ class RemoteSource(RewardSource):
         if (self.url is None) == (self.urls is None):
             raise ValueError("a reward source of kind remote needs either url or urls")
         for url in self.urls or [str(self.url)]:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(
-                    f"{url} is no address of a reward service: it starts with http:// or https://"
-                )
+            check_address(url)
         return self
 
 

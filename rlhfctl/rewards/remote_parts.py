@@ -21,6 +21,11 @@ def key_of(section: RemoteSource) -> str | None:
         raise UsageError(
             f"reward.sources: api_key_env names {section.api_key_env}, which is not set in the environment"
         )
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            f"reward.sources: {section.api_key_env} holds characters that no HTTP header can carry; "
+            "a key is plain ASCII"
+        )
     return key
 
 

@@ -323,6 +323,27 @@ def test_handshake_refusals(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         remote(fake(), fake(info={**INFO, "fingerprint": "0" * 64}))
     with pytest.raises(UsageError, match="NOT_SET_ANYWHERE"):
         remote(fake(), api_key_env="NOT_SET_ANYWHERE")
+    for key in ("schl\u00fcssel", "two\nlines"):
+        monkeypatch.setenv("RM_KEY", key)
+        with pytest.raises(UsageError, match="RM_KEY holds characters that no HTTP header can carry"):
+            remote(fake(), api_key_env="RM_KEY")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1:port", "Port could not be cast"),
+        ("http://127.0.0.1:99999", "Port out of range"),
+        ("http://[::1", "Invalid IPv6 URL"),
+        (f"http://{'a' * 70}.x:1", "label"),
+        ("http://", "names no host"),
+        ("http://two words:1", "names no host"),
+    ],
+)
+def test_an_address_that_nobody_could_connect_to(url: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"is no address of a reward service: .*{said}"):
+        RemoteSource(kind="remote", url=url)
+    RemoteSource(kind="remote", urls=["http://[::1]:5000/rm", "https://b\u00fccher.example"])
 
 
 def test_one_of_two_servers_may_be_down_at_the_start(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:

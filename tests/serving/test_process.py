@@ -15,6 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
+from rlhfctl.cli.serve_rm import api_key
+from rlhfctl.errors import UsageError
+
 
 def serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -80,6 +83,12 @@ def test_what_it_refuses(rules: Path, tmp_path: Path, arguments: list[str], code
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_key_that_no_client_could_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RM_KEY", "schl\u00fcssel")
+    with pytest.raises(UsageError, match="RM_KEY: it holds characters that no HTTP header can carry"):
+        api_key("RM_KEY")
 
 
 def test_a_key(start: Callable[..., Any], rules: Path, sample: Callable[..., Any]) -> None:
