@@ -40,17 +40,17 @@ def open_served(source: str, engine: str = "plain", dtype: str = "auto") -> Serv
     vllm; dtype: of its weights (auto: bfloat16 on a GPU, float32 on the CPU).
 
     Raises UsageError, TemplateMismatch, Refused, Unable."""
-    if is_hub_id(source) and ".py" not in source:
+    path, found, function = source.rpartition(".py")
+    is_file = bool(found) and (not function or function.startswith(":"))
+    if is_hub_id(source) and not is_file:
         return open_model(str(local_directory(source)), engine, dtype, name=source)
     if Path(source).is_dir():
         return open_model(source, engine, dtype)
     for option, given, default in (("--engine", engine, "plain"), ("--dtype", dtype, "auto")):
         if given != default:
             raise UsageError(f"{option} {given} is for reward models, and {source} is no model directory")
-    path, _, function = source.partition(".py")
-    path, function = f"{path}.py", function.removeprefix(":")
-    if Path(path).is_file() and source in (path, f"{path}:{function}"):
-        return open_rules(path, function)
+    if is_file and Path(f"{path}.py").is_file():
+        return open_rules(f"{path}.py", function.removeprefix(":"))
     raise UsageError(f"{source} is neither a model directory nor a python file with a reward function")
 
 

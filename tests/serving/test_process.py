@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from rlhfctl.cli.serve_rm import api_key
 from rlhfctl.errors import UsageError
+from rlhfctl.serving.scorers import open_served
 
 
 def serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -89,6 +91,16 @@ def test_a_key_that_no_client_could_send(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("RM_KEY", "schl\u00fcssel")
     with pytest.raises(UsageError, match="RM_KEY: it holds characters that no HTTP header can carry"):
         api_key("RM_KEY")
+
+
+def test_rules_below_a_directory_with_py_in_its_name(rules: Path, tmp_path: Path) -> None:
+    (tmp_path / ".pyenv").mkdir()
+    moved = shutil.copy(rules, tmp_path / ".pyenv/rules.py")
+    for source in (moved, f"{moved}:score"):
+        served = open_served(str(source))
+        for scorer in served.scorers:
+            scorer.close()
+        assert served.info.name == "rules.score"
 
 
 def test_a_key(start: Callable[..., Any], rules: Path, sample: Callable[..., Any]) -> None:
