@@ -77,6 +77,22 @@ def test_two_rows_that_look_alike_are_no_match() -> None:
     assert Matcher(["What is 12 + 30?", "What is 13 + 30?"], fuzzy=True).find("What is 12 +  30?").index == 0
 
 
+@pytest.mark.parametrize(
+    ("prompt", "other", "decoded"),
+    [
+        ("Add 1 2 and 3.", "Add 12 and 3.", "add 1 2 and 3 ."),
+        ("What is 5\u00b2?", "What is 52?", "what is 5\u00b2 ?"),
+        ("Half of 1\u00bd?", "Half of 11\u20442?", "half of 1\u00bd?"),
+        ("Is x\u00b2 > \uff11\uff12?", "Is x\u00b2 > 1 2?", "is x2 > 12?"),
+    ],
+)
+def test_other_numbers_are_no_match(prompt: str, other: str, decoded: str) -> None:
+    for fuzzy in (False, True):
+        assert Matcher([prompt], fuzzy=fuzzy).find(other) is None
+        assert Matcher([other], fuzzy=fuzzy).find(prompt) is None
+        assert Matcher([prompt], fuzzy=fuzzy).find(decoded) is not None
+
+
 def test_a_prompt_that_ends_in_a_marker() -> None:
     assert Matcher(["What closes </s>", "What closes"]).find("What closes </s>").index == 0
 
