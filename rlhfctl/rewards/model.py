@@ -122,12 +122,14 @@ class ModelReward:
             scores = [self.model.joined(value) for value in values]
         for index, place in enumerate(places):
             bridged, response = asked[index]
-            if abs(scores[index]) < float("inf"):
+            found_at = [scores[index], *values[index]]  # the lowest of several is a number beside NaN
+            if all(abs(value) < float("inf") for value in found_at):
                 text = hashlib.sha256(bridged.text.encode()).hexdigest()
                 spans = self.spans(bridged, response, read[index], values[index])
                 outcomes[place] = Outcome("ok", scores[index], spans, text_sha256=text)
             else:
-                outcomes[place] = Outcome("error", error=f"the score is {scores[index]}")
+                worst = next(value for value in found_at if not abs(value) < float("inf"))
+                outcomes[place] = Outcome("error", error=f"the score is {worst}")
         return [outcome for outcome in outcomes if outcome is not None]
 
     @property

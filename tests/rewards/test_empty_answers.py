@@ -61,3 +61,16 @@ def test_what_stands_behind_the_prompt_is_read(tmp_path: Path, read: str, ending
     (span,) = empty.spans  # its score counts, whichever of the two weights it is given
     assert (span.start, span.end) == (0, len(response))
     assert span.score == pytest.approx(empty.score, abs=1e-6)
+
+
+def test_a_step_without_a_number_is_no_score(tmp_path: Path) -> None:
+    """Beside NaN the lowest of the others is a number."""
+    source = reward_model(tmp_path, "step_end")
+    weights = source.model.trunk.get_input_embeddings().weight
+    weights.data[source.bridge.rm.tokenizer.token_to_id("#")] = float("nan")
+    responses = ("1+2=3\n#9", "1+2=3\n9")
+    bad, good = source.score(
+        [{"id": text, "messages": MESSAGES, "response": text, "label": None} for text in responses]
+    )
+    assert (bad.status, bad.score, bad.error) == ("error", None, "the score is nan")
+    assert good.status == "ok"
