@@ -90,11 +90,28 @@ def _openrlhf(function: Function, samples: list[Sample]) -> list[Any]:
     if "rewards" not in result:
         raise ValueError("returned a dict without 'rewards'")
     scores, logs = _as_list(result["rewards"]), result.get("extra_logs") or {}
-    columns = {key: values for key, value in logs.items() if len(values := _as_list(value)) == len(scores)}
-    return [
-        {"score": score, "metrics": {key: values[index] for key, values in columns.items()}}
-        for index, score in enumerate(scores)
-    ]
+    columns = {key: values for key, value in logs.items() if len(values := _numbers(value)) == len(scores)}
+    found: list[Any] = []
+    for index, score in enumerate(scores):
+        own = {key: values[index] for key, values in columns.items()}
+        found.append(
+            {"score": score, "metrics": {key: value for key, value in own.items() if value is not None}}
+        )
+    return found
+
+
+def _numbers(logged: Any) -> list[float | None]:
+    """What a log says of each query: a finite number or None; [] for one that says something of all at once."""
+    if hasattr(logged, "tolist"):
+        logged = logged.tolist()
+    numbers: list[float | None] = []
+    for value in logged if isinstance(logged, (list, tuple)) else ():
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        numbers.append(number if math.isfinite(number) else None)
+    return numbers
 
 
 class _Trl:

@@ -88,6 +88,18 @@ def test_openrlhf_signature(make: Make) -> None:
     assert [outcome.metrics for outcome in outcomes] == [{"twice": 0.0}, {"twice": 2.0}]
 
 
+def test_openrlhf_logs_that_are_no_number_a_query_cost_no_score(make: Make) -> None:
+    source = make(
+        "def reward_func(queries, prompts, labels):\n"
+        "    logs = {'all': 0.5, 'none': None, 'name': ['x', 'y'], 'some': [float('nan'), 2], 'one': [1]}\n"
+        "    return {'rewards': labels, 'scores': labels, 'extra_logs': logs}\n",
+        "reward_func",
+    )
+    outcomes = source.score(rows("a", "bb"))
+    assert scores(outcomes) == [0.0, 1.0]
+    assert [outcome.metrics for outcome in outcomes] == [{}, {"some": 2.0}]
+
+
 def test_openrlhf_signature_with_a_plain_tensor(make: Make) -> None:
     source = make(
         "import numpy\ndef f(queries, prompts, labels, **kwargs):\n    return numpy.array([len(q) for q in queries])\n",
