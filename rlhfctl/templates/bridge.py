@@ -53,8 +53,9 @@ class BridgeOptions:
 @dataclass(frozen=True, slots=True)
 class Bridged:
     """text: what the reward model's template rendered, byte for byte. ids: what it reads; `dropped` tokens of the
-    prompt were cut off. notes: what was done to the messages. encoding: of the text, where `ids` are its ids (not where
-    content spells control tokens). after: what the template writes behind a last answer; None: not known."""
+    prompt were cut off. notes: what was done to the messages. encoding: of the text, where `ids` are its ids. offsets:
+    the characters of each id where content spells control tokens, which are read as text. after: what the template
+    writes behind a last answer; None: not known."""
 
     text: str
     ids: list[int]
@@ -63,6 +64,7 @@ class Bridged:
     dropped: int = 0
     encoding: Encoding | None = field(default=None, repr=False)
     after: str | None = None
+    offsets: list[Span] | None = field(default=None, repr=False)
 
 
 class TooLong(Exception):
@@ -154,7 +156,8 @@ class Bridge:
         if limit is not None and len(ids) > limit:
             kept = self._response_length(adapted, encoding.offsets if encoding is not None else offsets)
             ids, dropped = self._shortened(ids, kept, limit)
-        return Bridged(text, ids, adapted, notes, dropped, encoding if same else None, self.after)
+        known = offsets if same and encoding is None else None
+        return Bridged(text, ids, adapted, notes, dropped, encoding if same else None, self.after, known)
 
     def _holds(self, messages: Sequence[Message], word: str) -> bool:
         try:

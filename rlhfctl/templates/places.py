@@ -44,9 +44,11 @@ def split_steps(response: str, separator: str) -> list[str]:
 
 def token_offsets(bridged: Bridged) -> list[Span]:
     """Character spans in bridged.text, of the tokens before `bridged.dropped` too. Raises NotFound where the ids are
-    not those of the plain text, because the content spells control tokens."""
+    not those of the text."""
+    if bridged.offsets is not None:
+        return bridged.offsets
     if bridged.encoding is None:
-        raise NotFound("its text spells control tokens of the template")
+        raise NotFound("its tokens are not those of the text that the template makes")
     return list(bridged.encoding.offsets)
 
 

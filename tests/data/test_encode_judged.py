@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhfctl.data.encode_judged import ALIKE, NOT_FOUND, NOTHING_JUDGED, Wanted, encode_judged, pipeline
+from rlhfctl.data.encode_judged import ALIKE, NOTHING_JUDGED, Wanted, encode_judged, pipeline
 from rlhfctl.data.judged import adapt_judged
 from rlhfctl.recipe.sections import Template
 from rlhfctl.templates.encode import ChatEncoder
@@ -107,7 +107,7 @@ def test_too_long_and_unreadable_rows(bridge):
 
 
 def test_control_tokens_in_the_text(bridge, shared):
-    """They are read as the plain text they are; where tokens have to be located among them the row is left out."""
+    """They are read as the plain text they are, and the answer's tokens are located among them."""
     encoder = ChatEncoder.from_path(shared / "models/babyllama-361")
     markers = [marker for marker in encoder.markers if marker]
     assert markers
@@ -118,8 +118,10 @@ def test_control_tokens_in_the_text(bridge, shared):
     special = encoder.tokenizer.token_to_id(markers[0])
     plain, _ = one(other, row | {"chosen": "a b"}, "preference", PAIRWISE)
     assert kept.chosen.ids.count(special) == plain.chosen.ids.count(special)
-    _, report = one(other, row, "preference", EVERYTHING)
-    assert report.dropped == {NOT_FOUND: 1}
+    found, _ = one(other, row, "preference", EVERYTHING)
+    assert found.chosen.ids == kept.chosen.ids
+    said = text(encoder, [found.chosen.ids[place] for place in found.chosen.response])
+    assert said.startswith(f"a {markers[0]} b")
 
 
 @pytest.fixture(scope="module")

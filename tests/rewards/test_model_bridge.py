@@ -108,10 +108,11 @@ def byte_model(directory: Path, read: str, template: str) -> ModelReward:
     """A token a character, so that places can be counted; random but for its seed."""
     alphabet = sorted(ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE({letter: place for place, letter in enumerate(alphabet)}, []))
+    tokenizer.add_special_tokens(["</s>"])
     tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
     config = transformers.LlamaConfig(
-        vocab_size=256, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=257, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=256, num_labels=1,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -145,6 +146,7 @@ STEPS = [
     ("ab\nc ", [(0, 2), (3, 5)], ["<think>\nab", "<think>\nab\nc"]),
     (" <think>\nb ", [(0, 8), (9, 11)], ["<think>", "<think>\nb"]),
     ("\n", [(0, 1)], ["<think>"]),
+    ("a</s>\nb", [(0, 5), (6, 7)], ["<think>\na</s>", "<think>\na</s>\nb"]),  # a control token that is text
 ]
 
 
@@ -158,7 +160,7 @@ def test_steps_are_read_where_the_policy_wrote_them(tmp_path: Path) -> None:
 
 def test_tokens_are_read_where_the_policy_wrote_them(tmp_path: Path) -> None:
     source = byte_model(tmp_path, "token_sum", TRIMS)
-    for response in ("think", "ab\nc "):
+    for response in ("think", "ab\nc ", "a</s>"):
         found = spans(source, response)
         assert [(low, high) for low, high, _ in found] == [(n, n + 1) for n in range(len(response))]
         ends = [f"<think>\n{response[:n]}" for n in (2, 3)]
