@@ -102,6 +102,7 @@ class VllmServerEngine:
     def spread(self, groups: list[list[Request]], sampling: Sampling) -> list[Rollout]:
         """Every group's samples. Raises EngineLost where no server is left to ask."""
         key = stream_key(sampling.seed, sampling.step, 0) >> 1
+        where = "in an evaluation" if sampling.temperature == 0 else f"at step {sampling.step + 1}"
         busy = dict.fromkeys((client.url for client in self.clients), 0)
         lock = threading.Lock()
 
@@ -111,8 +112,7 @@ class VllmServerEngine:
                     live = self.live()
                     if not live:
                         raise EngineLost(
-                            f"stopped at step {sampling.step + 1}: no rollout server is left "
-                            f"({'; '.join(self.lost.values())})"
+                            f"stopped {where}: no rollout server is left ({'; '.join(self.lost.values())})"
                         )
                     client = min(live, key=lambda each: busy[each.url])
                     busy[client.url] += 1

@@ -155,6 +155,8 @@ def test_with_the_last_server_the_rollout_ends_in_bounded_time(make_engine, poli
     for server in servers:
         assert server.url in lost.value.message
     assert "did not answer within 0 s" in lost.value.message
+    with pytest.raises(EngineLost, match="stopped in an evaluation: no rollout server is left"):
+        engine.generate(requests(), sampling(temperature=0.0))
 
 
 def test_a_request_that_is_wrong_everywhere_ends_the_run_at_once(make_engine, policy, servers, said):
