@@ -151,7 +151,10 @@ def disagreement(path: Path, said: str, tree: Tree) -> Problem:
     """A rule between keys: at the first key it names that is given, the last override among them before others. A
     section is named by the first word, where no key is."""
     dotted_names = re.findall(r"\b[a-z_]+(?:\.[a-z_0-9]+)+\b", said)
-    named = [tuple(name.split(".")) for name in [*dotted_names, *([] if path else said.split()[:1])]]
+    names = [*dotted_names, *([] if path else said.split()[:1])]
+    named: list[Path] = [
+        tuple(int(part) if part.isdigit() else part for part in name.split(".")) for name in names
+    ]
     given = [name for name in named if name in tree.values]
     given.sort(key=lambda name: tree.values[name].override is None)
     at = given[0] if given else path

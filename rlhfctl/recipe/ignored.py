@@ -134,14 +134,15 @@ def ignored_keys_of_data(data: "Data", task: str) -> list[str]:
     found = []
     if task == "ppo" and data.train_on != type(data).model_fields["train_on"].default:
         found.append("data.train_on is ignored here: it belongs to sft, oreo and reft's warm-up")
-    if task in ("sft", "ppo", "reft") and any(
-        each.step_separator != "\n" for each in [*data.train, *data.eval]
-    ):
-        found.append("data step_separator is ignored here: it belongs to rm and oreo")
-    if any(each.weight != 1.0 for each in data.eval):
-        found.append(
-            "data.eval weight is ignored here: an evaluation reads each row once, limit leaves rows out"
-        )
+    for split, sources in (("train", data.train), ("eval", data.eval)):
+        for place, source in enumerate(sources):
+            where = f"data.{split}.{place}"
+            if task in ("sft", "ppo", "reft") and source.step_separator != "\n":
+                found.append(f"{where}.step_separator is ignored here: it belongs to rm and oreo")
+            if split == "eval" and source.weight != 1.0:
+                found.append(
+                    f"{where}.weight is ignored here: an evaluation reads each row once, limit leaves rows out"
+                )
     return found
 
 

@@ -10,19 +10,26 @@ def problems(reward: Reward, advantage: str | None) -> list[str]:
     found: list[str] = []
     dense, shaping = reward.granularity != "sequence", reward.shaping
     spread = shaping.redistribution != "none"
+    fields = type(shaping).model_fields
+    changed = [key for key, field in fields.items() if getattr(shaping, key) != field.default]
     if advantage is None:
         if dense:
             found.append("reward.granularity is ignored in an evaluation: it belongs to ppo")
-        found += [
-            f"reward.shaping.{key} is ignored here: it belongs to ppo"
-            for key in type(shaping).model_fields
-            if getattr(shaping, key) != type(shaping).model_fields[key].default
-        ]
-    elif (dense or spread) and advantage not in PER_TOKEN:
-        key = "granularity" if dense else "shaping.redistribution"
-        found.append(
-            f"reward.{key} needs an advantage per token: algorithm.advantage gae or reinforce, not {advantage}"
-        )
+        found += [f"reward.shaping.{key} is ignored here: it belongs to ppo" for key in changed]
+    else:
+        if (dense or spread) and advantage not in PER_TOKEN:
+            key = "granularity" if dense else "shaping.redistribution"
+            found.append(
+                f"reward.{key} needs an advantage per token: algorithm.advantage gae or reinforce, not {advantage}"
+            )
+        if spread and not any(isinstance(source, ModelSource) for source in reward.sources):
+            found.append(
+                "reward.shaping.redistribution spreads a reward model's score over the tokens: it needs a source of "
+                "kind model"
+            )
+        for key in () if spread else ("preserve_total", "redistribution_share"):
+            if key in changed:
+                found.append(f"reward.shaping.{key} is ignored here: it belongs to redistribution")
     if dense and spread:
         found.append("reward.shaping.redistribution spreads one score of the response: granularity sequence")
     if dense and not any(source.span_weight for source in reward.sources):
@@ -41,20 +48,4 @@ def problems(reward: Reward, advantage: str | None) -> list[str]:
             found.append(
                 f"{where}.step_reward is ignored here: it belongs to granularity step and span_weight"
             )
-    if (
-        advantage is not None
-        and spread
-        and not any(isinstance(source, ModelSource) for source in reward.sources)
-    ):
-        found.append(
-            "reward.shaping.redistribution spreads a reward model's score over the tokens: it needs a source of kind "
-            "model"
-        )
-    for key in ("preserve_total", "redistribution_share"):
-        if (
-            advantage is not None
-            and not spread
-            and getattr(shaping, key) != type(shaping).model_fields[key].default
-        ):
-            found.append(f"reward.shaping.{key} is ignored here: it belongs to redistribution")
     return found
